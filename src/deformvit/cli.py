@@ -1,0 +1,271 @@
+"""The command ``deformvit``: train, eval, predict, figure, convert. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from deformvit import recipes
+from deformvit.config import Config
+from deformvit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deformvit.models.files import ModelInfo
+
+DEFAULT_MODEL = "dat_nano.cifar10"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+Recipe = Annotated[
+    tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
+        {name: recipe() for name, recipe in recipes.ALL.items()},
+        {name: (recipe.__doc__ or "").strip() for name, recipe in recipes.ALL.items()},
+        prefix_names=False,
+    ),
+    tyro.conf.arg(name=""),
+]
+
+
+def train(config: Recipe) -> None:
+    """Train a recipe; every field of its configuration is an option."""
+    from deformvit.engine import loop
+    from deformvit.tasks.classification import Classification
+
+    assert isinstance(config, Config)
+    metrics = loop.fit(Classification(config), config)
+    _table([(name, f"{value:.4g}") for name, value in metrics.items()])
+    print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
+    data: str = "sample",
+    batch_size: int = 256,
+    workers: int = 1,
+    device: str = "auto",
+    resize: Literal["", "shorter", "square"] = "",
+) -> None:
+    """Measure the accuracy of a model file or of packaged weights on labelled images.
+
+    Args:
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        data: a folder, parquet files or `sample`, as in training; the validation split is used.
+        batch_size: images per step.
+        workers: loader processes.
+        device: a torch device; auto takes the GPU if there is one.
+        resize: how images are resized, if not as the model file says.
+    """
+    from torch.utils.data import DataLoader
+
+    from deformvit.data import DataError, eval_transform, open_split
+    from deformvit.engine.loop import pick_device
+    from deformvit.models import files
+    from deformvit.tasks import classification
+
+    network, info = files.load(model)
+    transform = eval_transform(info.img_size, info.crop_pct, resize or info.resize, info.mean, info.std)
+    images = open_split(data, "val", transform)
+    if list(images.classes) != list(info.classes):
+        raise DataError(
+            f"{data} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {model} knows "
+            f"{', '.join(info.classes[:5])}, ... ({len(info.classes)})"
+        )
+    place = pick_device(device)
+    metrics = classification.evaluate(
+        network.to(place), DataLoader(images, batch_size, num_workers=workers), place, progress=sys.stderr.isatty()
+    )
+    _table([("images", str(len(images))), *((name, f"{value:.4g}") for name, value in metrics.items())])
+
+
+def predict(
+    images: tyro.conf.Positional[list[Path]],
+    /,
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
+    top: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> None:
+    """Print the most likely classes of images.
+
+    Args:
+        images: image files, and folders whose images are taken, subfolders included.
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        top: classes to print for each image.
+        batch_size: images per step.
+        device: a torch device; auto takes the GPU if there is one.
+    """
+    import torch
+
+    from deformvit.engine.loop import pick_device
+    from deformvit.models import files
+
+    if top < 1 or batch_size < 1:
+        raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
+    network, info = files.load(model)
+    place = pick_device(device)
+    network.to(place)
+    paths, failed = _image_files(images), []
+    for start in range(0, len(paths), batch_size):
+        batch, names = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                batch.append(_prepare(path, info))
+                names.append(path)
+            except UserError as error:
+                failed.append(str(error))
+        if not batch:
+            continue
+        with torch.inference_mode():
+            chances = network(torch.stack(batch).to(place)).float().softmax(-1).cpu()
+        for path, row in zip(names, chances, strict=True):
+            best = row.topk(min(top, len(row)))
+            print(path)
+            for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                print(f"  {100 * value:5.1f} %  {info.classes[label]}")
+    _report(failed)
+
+
+def figure(
+    kind: tyro.conf.Positional[Literal["points"]],
+    images: tyro.conf.Positional[list[Path]],
+    /,
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("figures"),
+    format: Literal["png", "svg", "pdf"] = "png",
+    dpi: int = 150,
+    device: str = "auto",
+) -> None:
+    """Draw where a model looks, one picture for each image.
+
+    Args:
+        kind: `points`: reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper).
+        images: image files and folders, or `sample` for test images of the embedded Fashion-MNIST.
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        output: folder to write to.
+        format: picture format.
+        dpi: pixels per inch.
+        device: a torch device; auto takes the GPU if there is one.
+    """
+    import torch
+
+    from deformvit import figures
+    from deformvit.engine.loop import pick_device
+    from deformvit.models import files, trace
+
+    network, info = files.load(model)
+    place = pick_device(device)
+    network.to(place)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (info.mean, info.std))
+    output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name, source in _figure_inputs(images):
+        try:
+            image = _prepare(source, info)
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        with torch.inference_mode(), trace.record_points(network) as recorded:
+            chances = network(image[None].to(place)).float().softmax(-1)[0].cpu()
+        best = int(chances.argmax())
+        title = f"{name}: {info.classes[best]} {100 * chances[best]:.0f} %"
+        picture = figures.points(image * std + mean, recorded.layers, title=title)
+        target = output / f"{name}_{kind}.{format}"
+        picture.savefig(target, dpi=dpi)
+        print(target)
+    _report(failed)
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    /,
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "",
+    config: Path | None = None,
+    classes: Path | None = None,
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep",
+    image_args: dict[str, str] = {},  # noqa: B006 - tyro reads it, nobody writes it
+) -> None:
+    """Turn a released checkpoint (or a model file of ours) into a safetensors model file; nothing in it is executed.
+
+    Args:
+        source: the released .pth, or a .safetensors file.
+        target: the .safetensors file to write.
+        model: the model that it belongs to, e.g. dat_tiny; not needed with `config` or for a model file of ours.
+        config: the released YAML of the checkpoint, instead of `model`.
+        classes: a text file with the name of a class on each line; numbers otherwise.
+        dtype: what weights are stored as.
+        image_args: what the model is fed: img_size, crop_pct, resize; by default as the model was published.
+    """
+    from deformvit.models import convert as conversion
+
+    shape = conversion.convert_file(source, target, model, config, classes, dtype, image_args)
+    print(f"{target}: {shape}")
+
+
+# ---- shared by the commands ---------------------------------------------------------------------------------------
+
+
+def _image_files(images: list[Path]) -> list[Path]:
+    paths: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"{path}: no images in this folder")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return paths
+
+
+def _figure_inputs(images: list[Path]) -> list[tuple[str, Any]]:
+    if images == [Path("sample")]:
+        from deformvit.data import open_split
+
+        split = open_split("sample", "val")
+        return [(f"sample{i}", split[i][0]) for i in range(8)]
+    return [(path.stem, path) for path in _image_files(images)]
+
+
+def _prepare(source: Any, info: ModelInfo) -> Tensor:
+    from deformvit.data import eval_transform
+    from deformvit.data.datasets import decode
+
+    image = decode(source, str(source)) if isinstance(source, Path) else source
+    transform = eval_transform(info.img_size, info.crop_pct, info.resize, info.mean, info.std)
+    return transform(image)  # type: ignore[no-any-return]
+
+
+def _report(failed: list[str]) -> None:
+    for message in failed:
+        print(f"deformvit: {message}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; errors that the user can mend are one line, without a traceback."""
+    commands = {"train": train, "eval": evaluate, "predict": predict, "figure": figure, "convert": convert}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=args)
+    except UserError as error:
+        print(f"deformvit: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Datasets and transforms."""
+
+from deformvit.data.datasets import DataError, open_split
+from deformvit.data.transforms import eval_transform, train_transform
+
+__all__ = ["DataError", "eval_transform", "open_split", "train_transform"]

@@ -1,0 +1,53 @@
+"""Training augmentation and evaluation preprocessing, built from timm's and torchvision's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from timm.data import create_transform
+from torchvision import transforms
+
+from deformvit.config import AugmentConfig, DataConfig
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable[..., Any]:
+    """PIL image -> augmented, normalised (3, img_size, img_size) tensor."""
+    transform = create_transform(
+        data.img_size,
+        is_training=True,
+        scale=augment.scale,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.auto_augment or None,
+        interpolation="bicubic",
+        re_prob=augment.random_erasing,
+        re_mode="pixel",
+        mean=data.mean,
+        std=data.std,
+    )
+    if augment.crop == "padded":
+        side = data.img_size
+        crop = transforms.RandomCrop(side, padding=max(side // 8, 1), padding_mode="reflect")
+        bicubic = transforms.InterpolationMode.BICUBIC
+        transform.transforms[0] = transforms.Compose([transforms.Resize((side, side), bicubic), crop])
+    return transform  # type: ignore[no-any-return]
+
+
+def eval_transform(
+    img_size: int, crop_pct: float, resize: str, mean: Sequence[float], std: Sequence[float]
+) -> Callable[..., Any]:
+    """PIL image -> normalised (3, img_size, img_size) tensor: bicubic resize, centre crop.
+
+    Args:
+        resize: "shorter" keeps the aspect ratio; "square" resizes both sides, as the released code evaluates.
+    """
+    side = round(img_size / crop_pct)
+    return transforms.Compose(
+        [
+            transforms.Resize((side, side) if resize == "square" else side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(img_size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )

@@ -1,0 +1,56 @@
+"""Spatial-reduction attention of the Pyramid Vision Transformer (PVT), a neighbour the paper compares with (Table 6)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+
+class ReductionAttention(nn.Module):
+    """Attention whose keys and values come from a map reduced by a strided convolution (PVT, section 3.3).
+
+    Args:
+        dim: channels C.
+        num_heads: heads M; divides ``dim``.
+        reduction: side of the non-overlapping reduction convolution; 1 for none. A map that is no multiple of it is
+            padded with zeros at the bottom and right before the convolution, so that every pixel is seen.
+        attn_drop: dropout on attention weights.
+        proj_drop: dropout on the output.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, reduction: int = 1, attn_drop: float = 0.0, proj_drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        if reduction < 1:
+            raise ValueError(f"reduction must be at least 1, got {reduction}")
+        self.num_heads = num_heads
+        self.reduction = reduction
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reduce = (
+            nn.Sequential(nn.Conv2d(dim, dim, reduction, reduction), LayerNorm2d(dim, eps=1e-5))
+            if reduction > 1
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        tokens = x.permute(0, 2, 3, 1)
+        reduced = x
+        if self.reduce is not None:
+            reduced = self.reduce(F.pad(x, (0, -width % self.reduction, 0, -height % self.reduction)))
+        q = self.q(tokens).reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        k, v = self.kv(reduced.permute(0, 2, 3, 1)).reshape(batch, -1, 2, self.num_heads, q.shape[-1]).permute(
+            2, 0, 3, 1, 4
+        )  # fmt: skip
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        out = out.transpose(1, 2).reshape(batch, height, width, channels)
+        return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)

@@ -1,0 +1,66 @@
+"""Record where a model's deformed points lie, without changing what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from deformvit.layers import DeformedPoints
+from deformvit.ops import grid
+
+
+@dataclass(frozen=True)
+class LayerPoints:
+    """The points of one deformable layer in one forward pass; positions are (y, x), normalised to [-1, 1]."""
+
+    name: str
+    """Path of the layer in the model, e.g. ``stages.2.blocks.1.attn``."""
+    reference: Tensor
+    """(H_G, W_G, 2) reference points."""
+    deformed: Tensor
+    """(B, G, H_G, W_G, 2) deformed points."""
+    feature_hw: tuple[int, int]
+    """(H, W) of the map that is sampled."""
+
+    def pixels(self, positions: Tensor, image_hw: tuple[int, int]) -> Tensor:
+        """(..., 2) positions -> (y, x) pixels of the image, the top left corner being (0, 0)."""
+        cells = grid.to_pixels(positions, *self.feature_hw)
+        scale = cells.new_tensor([image_hw[0] / self.feature_hw[0], image_hw[1] / self.feature_hw[1]])
+        return cells * scale
+
+
+@dataclass
+class Trace:
+    """What :func:`record_points` saw, layer after layer."""
+
+    layers: list[LayerPoints] = field(default_factory=list)
+
+
+@contextmanager
+def record_points(model: nn.Module) -> Iterator[Trace]:
+    """Record the points of every deformable layer of ``model`` while the context is open.
+
+    Forward hooks read the points as they pass; outside the context there are none, so nothing is paid.
+    """
+    trace = Trace()
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, DeformedPoints):
+
+            def hook(
+                layer: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name.removesuffix(".points")
+            ) -> None:
+                assert isinstance(layer, DeformedPoints)
+                height, width = inputs[0].shape[-2:]
+                reference = layer.reference(height, width, device=output.device, dtype=output.dtype)
+                trace.layers.append(LayerPoints(name, reference, output.detach().clone(), (height, width)))
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,91 @@
+"""Published and measured runs: functions that return a Config. ``deformvit train NAME`` runs one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from deformvit.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def imagenet(name: str, drop_path: float, warmup: float = 20.0, clip: float = 5.0, lr: float = 1e-3) -> Config:
+    """The paper's 300 epochs on ImageNet-1K (section 4.1), at any batch size; set data.root."""
+    return Config(
+        model=ModelConfig(name=name, drop_path_rate=drop_path),
+        data=DataConfig(root="imagenet", batch_size=1024, workers=8, resize="square"),
+        optim=OptimConfig(lr=lr, warmup_epochs=warmup, clip_grad=clip),
+        run=RunConfig(amp="bf16", output=Path("runs") / name),
+    )
+
+
+def dat_tiny_imagenet() -> Config:
+    """DAT-T, ImageNet-1K, 300 epochs (paper: 82.0 % top-1)."""
+    return imagenet("dat_tiny", 0.2)
+
+
+def dat_small_imagenet() -> Config:
+    """DAT-S, ImageNet-1K, 300 epochs (paper: 83.7 % top-1)."""
+    return imagenet("dat_small", 0.3)
+
+
+def dat_base_imagenet() -> Config:
+    """DAT-B, ImageNet-1K, 300 epochs (paper: 84.0 % top-1)."""
+    return imagenet("dat_base", 0.5, warmup=50.0, clip=1.0, lr=8e-4)
+
+
+def dat_base_384_finetune() -> Config:
+    """DAT-B fine-tuned at 384, 30 epochs (paper: 84.8 % top-1); set model.checkpoint to a DAT-B trained at 224."""
+    config = imagenet("dat_base_384", 0.5, warmup=0.0, clip=1.0, lr=4e-6)
+    config.data.img_size = 384
+    config.data.crop_pct = 1.0
+    config.optim.weight_decay = 1e-8
+    config.run.epochs = 30
+    return config
+
+
+def _nano(root: str, output: str, epochs: int) -> Config:
+    return Config(
+        model=ModelConfig(name="dat_nano"),
+        data=DataConfig(root=root, img_size=32, workers=0, crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD),
+        augment=AugmentConfig(crop="padded", color_jitter=0.0, auto_augment="", mixup=0.0, cutmix=0.0),
+        optim=OptimConfig(
+            lr=2e-3, lr_batch=0, warmup_epochs=0.1 * epochs, weight_decay=0.05, clip_grad=1.0, min_lr=1e-5
+        ),
+        run=RunConfig(epochs=epochs, output=Path("runs") / output),
+    )
+
+
+def demo() -> Config:
+    """dat_nano on the embedded Fashion-MNIST sample: about two minutes on two CPU cores."""
+    config = _nano("sample", "demo", epochs=6)
+    config.augment.hflip = 0.5
+    config.data.batch_size = 64
+    return config
+
+
+def dat_nano_cifar10() -> Config:
+    """dat_nano on CIFAR-10 on a CPU, the run behind the packaged weights; set data.root."""
+    return _nano("cifar10", "dat_nano_cifar10", epochs=20)
+
+
+def folder() -> Config:
+    """Your own folder of images at 224, from the weights you name in model.checkpoint; set data.root."""
+    config = imagenet("dat_tiny", 0.1, warmup=2.0)
+    config.data.batch_size = 64
+    config.data.workers = 2
+    config.data.resize = "shorter"
+    config.run.epochs = 30
+    config.run.output = Path("runs/folder")
+    config.run.amp = "none"
+    return config
+
+
+ALL: dict[str, Callable[[], Config]] = {
+    recipe.__name__.replace("_", "-"): recipe
+    for recipe in (
+        demo, dat_nano_cifar10, folder, dat_tiny_imagenet, dat_small_imagenet, dat_base_imagenet, dat_base_384_finetune,
+    )
+}  # fmt: skip
+"""Recipes by their names on the command line."""

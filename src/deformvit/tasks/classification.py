@@ -1,0 +1,147 @@
+"""Image classification: cross-entropy with Mixup/CutMix to train, top-1 and top-5 accuracy to evaluate."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from deformvit.config import Config
+from deformvit.data import eval_transform, open_split, train_transform
+from deformvit.errors import UserError
+from deformvit.models import files
+from deformvit.models.convert import adapt
+
+Batch = tuple[Tensor, Tensor]
+
+
+def parse_args(args: dict[str, str]) -> dict[str, Any]:
+    """``model.args`` as Python values; what is no literal is a string."""
+    values: dict[str, Any] = {}
+    for name, text in args.items():
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+class Classification:
+    """The task contract of :mod:`deformvit.engine.loop` for a folder or table of labelled images."""
+
+    main_metric = "top1"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        data = config.data
+        self.train_set = open_split(data.root, "train", train_transform(data, config.augment))
+        self.val_set = open_split(
+            data.root, "val", eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
+        )
+        if self.train_set.classes != self.val_set.classes:
+            difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
+            raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
+        self.classes: list[str] = self.train_set.classes
+        if len(self.train_set) < data.batch_size:
+            raise UserError(
+                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
+            )
+        augment = config.augment
+        self.mixup: Mixup | None = None
+        if augment.mixup > 0 or augment.cutmix > 0:
+            if data.batch_size % 2:
+                raise UserError(f"Mixup pairs images, so data.batch_size must be even, got {data.batch_size}")
+            self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.smoothing, num_classes=len(self.classes))
+        self.criterion: Callable[[Tensor, Tensor], Tensor] = (
+            SoftTargetCrossEntropy() if self.mixup else nn.CrossEntropyLoss(label_smoothing=augment.smoothing)
+        )
+
+    def model_args(self) -> dict[str, Any]:
+        """Arguments of the model besides the number of classes."""
+        model = self.config.model
+        args = parse_args(model.args)
+        if model.drop_path_rate:
+            args["drop_path_rate"] = model.drop_path_rate
+        return args
+
+    def build_model(self) -> nn.Module:
+        """The network, from ``model.checkpoint`` where that is set; a classifier of other classes starts anew."""
+        try:
+            model = timm.create_model(self.config.model.name, num_classes=len(self.classes), **self.model_args())
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"model {self.config.model.name!r} with {self.model_args()}: {error}") from error
+        if self.config.model.checkpoint:
+            tensors, _ = files.read(files.resolve(self.config.model.checkpoint))
+            head = model.get_classifier().weight
+            key = next((name for name, parameter in model.named_parameters() if parameter is head), None)
+            if key and key in tensors and tensors[key].shape != head.shape:
+                prefix = key.removesuffix("weight")
+                tensors |= {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+            model.load_state_dict(adapt(tensors, model))
+        return model
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches only."""
+        return len(self.train_set) // self.config.data.batch_size
+
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
+        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
+        data = self.config.data
+        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
+        return DataLoader(
+            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
+            generator=generator, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """Cross-entropy with smoothed or mixed labels."""
+        images, labels = (t.to(device, non_blocking=True) for t in batch)
+        if self.mixup:
+            images, labels = self.mixup(images, labels)
+        return self.criterion(model(images).float(), labels)
+
+    def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
+        """top1 and top5 in percent and the mean cross-entropy, over all validation images."""
+        data = self.config.data
+        loader = DataLoader(self.val_set, data.eval_batch_size, num_workers=data.workers)
+        return evaluate(model, loader, device, progress)
+
+    def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
+        """A model file that predicts on its own, see :mod:`deformvit.models.files`."""
+        data = self.config.data
+        info = files.ModelInfo(
+            name=self.config.model.name, args=parse_args(self.config.model.args), classes=self.classes,
+            img_size=data.img_size, crop_pct=data.crop_pct, resize=data.resize, mean=data.mean, std=data.std,
+            metrics=metrics,
+        )  # fmt: skip
+        files.save(path, model, info)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device, progress: bool) -> dict[str, float]:
+    """Accuracy of ``model`` over a loader of (images, labels)."""
+    was_training = model.training
+    model.eval()
+    count, loss, hits = 0, 0.0, torch.zeros(2)
+    for images, labels in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        labels = labels.to(device)
+        logits = model(images.to(device)).float()
+        top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        hits += torch.stack([top[:, 0].sum(), top.any(1).sum()]).cpu()
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += len(labels)
+    model.train(was_training)
+    if count == 0:
+        return {"top1": math.nan, "top5": math.nan, "loss": math.nan}
+    top1, top5 = (100 * hits / count).tolist()
+    return {"top1": top1, "top5": top5, "loss": loss / count}

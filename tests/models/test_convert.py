@@ -1,0 +1,240 @@
+"""Released files and configurations: what converts, and what is said about what does not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deformvit import DAT, convert_official, load_model, load_official, model_from_official
+from deformvit.layers.deformable import resize_fixed_bias
+from deformvit.models import convert
+from deformvit.models.convert import ConversionError, convert_file
+
+
+@pytest.fixture
+def case(golden):
+    return golden("dat_micro")
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda w: {"model": w}, lambda w: {"state_dict": w, "epoch": 3}])
+def test_raw_and_wrapped(case, wrap):
+    model = model_from_official(case.config)
+    model.load_state_dict(convert_official(wrap(case.state_dict())))
+
+
+def test_prefix_of_data_parallel_is_dropped(case):
+    weights = {f"module.{name}": value for name, value in case.state_dict().items()}
+    assert convert_official(weights).keys() == convert_official(case.state_dict()).keys()
+
+
+def test_unknown_names_are_listed(case):
+    with pytest.raises(ConversionError, match=r"not the names of a released DAT checkpoint: layers\.0\.weight"):
+        convert_official(case.state_dict() | {"layers.0.weight": torch.zeros(1)})
+
+
+def test_second_generation_is_told(case):
+    with pytest.raises(ConversionError, match="second generation"):
+        convert_official(case.state_dict() | {"stages.0.attns.0.rpb": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("weights", [{}, {"model": {}}])
+def test_nothing_inside_is_told(weights):
+    with pytest.raises(ConversionError, match="no weights"):
+        convert_official(weights)
+
+
+def test_entry_that_is_no_tensor_is_told(case):
+    with pytest.raises(ConversionError, match=r"cls_head\.bias: expected a tensor, found str"):
+        convert_official(case.state_dict() | {"cls_head.bias": "zeros"})
+
+
+def test_other_architecture_and_shapes_are_told(case):
+    model = model_from_official(case.config)
+    weights = case.state_dict()
+    with pytest.raises(ConversionError, match=r"1 weights of the model are missing \(head\.fc\.bias"):
+        load_official(model, {name: value for name, value in weights.items() if name != "cls_head.bias"})
+    with pytest.raises(ConversionError, match=r"head\.fc\.weight: \(3, 64\) in the checkpoint, \(10, 64\) in the model"):
+        load_official(model, weights | {"cls_head.weight": torch.zeros(3, 64)})
+    with pytest.raises(ConversionError, match="another architecture"):
+        load_official(timm.create_model("dat_tiny"), weights)
+
+
+# ---- tables at another size ---------------------------------------------------------------------------------------
+
+
+def test_tables_are_interpolated_for_a_larger_model(case):
+    small = model_from_official(case.config)
+    load_official(small, case.state_dict())
+    config = case.config | {"img_size": 96, "window_sizes": [6, 6, 6, 3]}
+    large = model_from_official(config)
+    load_official(large, case.state_dict())
+    table, grown = small.stages[2].blocks[1].attn.bias_table, large.stages[2].blocks[1].attn.bias_table
+    assert (table.shape, grown.shape) == ((4, 7, 7), (4, 11, 11))
+    torch.testing.assert_close(grown[:, 5, 5], table[:, 3, 3])  # no displacement stays no displacement
+    window, grown = small.stages[0].blocks[0].attn.bias_table, large.stages[0].blocks[0].attn.bias_table
+    torch.testing.assert_close(grown[60], window[24])
+    assert torch.isfinite(large(torch.randn(1, 3, 96, 96))).all()
+
+
+def test_fixed_bias_is_resized_over_queries_and_keys():
+    height, width, stride = 4, 6, 2
+    q_y = torch.linspace(0, 1, height)[:, None].expand(-1, width).flatten()
+    k_x = torch.linspace(0, 1, width // stride)[None].expand(height // stride, -1).flatten()
+    table = (q_y[:, None] + 10 * k_x)[None]  # rises with the query's row and the key's column alone
+    grown = resize_fixed_bias(table, (height, width), (8, 12), stride)
+    assert grown.shape == (1, 96, 24)
+    as_maps = grown.reshape(8, 12, 4, 6)
+    assert (as_maps.diff(dim=0) > -1e-4).all()
+    assert as_maps.diff(dim=1).abs().max() < 1e-5
+    assert as_maps.diff(dim=2).abs().max() < 1e-5
+    same = DAT(img_size=64, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2))
+    other = DAT(img_size=96, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2))
+    other.load_state_dict(convert.adapt(same.state_dict(), other))
+
+
+# ---- configurations -----------------------------------------------------------------------------------------------
+
+
+def test_whole_yaml_in_capitals(case):
+    config = {"MODEL": {"TYPE": "DAT", "DAT": {key.upper(): value for key, value in case.config.items()}}}
+    model = model_from_official(config)
+    load_official(model, case.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windowsizes": [7] * 4}, "unknown keys: windowsizes"),
+        ({"use_lpus": [True] * 4}, "second generation.*use_lpus"),
+        ({"depths": [2, 2, 3, 2]}, "stage 3: stage_spec has 2 blocks.*depths says 3"),
+        ({"stage_spec": [["L", "Z"]] + [["L", "S"]] * 3}, "stage 1: unknown block 'Z'"),
+        ({"heads": [1, 2, 4]}, "heads: expected 4 values"),
+        ({"groups": [-1, -1, -1, 4]}, "groups: stage 3 has deformable blocks.*got -1"),
+        ({"groups": [-1, -1, 3, 4]}, "num_heads=4, groups=3"),
+        ({"strides": [-1, -1, 0, 1]}, "strides: stage 3.*got 0"),
+        ({"dims": [8, 16, 32, 48]}, "stage 4 must have twice"),
+        ({"use_pes": [True] * 4, "dwc_pes": [True] * 4, "fixed_pes": [True] * 4}, "stage 1: dwc_pes and fixed_pes are both set"),
+        ({"use_dwc_mlps": [True, False, True, True]}, "use_dwc_mlps: expected the same value"),
+        ({"heads": [3, 2, 4, 8]}, "dim=8, num_heads=3"),
+        ({"window_sizes": [0, 4, 4, 2]}, "window 0"),
+    ],
+)
+def test_bad_configurations_are_named(case, change, message):
+    with pytest.raises(ConversionError, match=message):
+        model_from_official(case.config | change)
+
+
+@pytest.mark.parametrize("key", ["depths", "dims", "stage_spec", "heads"])
+def test_missing_keys_are_named(case, key):
+    config = case.config
+    del config[key]
+    with pytest.raises(ConversionError, match=f"missing keys: {key}"):
+        model_from_official(config)
+
+
+def test_offset_factors_of_v1(case):
+    """Positive: scaled tanh; negative: tanh of the position; zero: offsets as they come."""
+    arguments = convert.official_args(case.config | {"offset_range_factor": [-1, -1, 0, -1]})
+    assert arguments["bound"] == ("range", "range", "none", "tanh")
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(case, tmp_path):
+    """A released checkpoint with its YAML, as its training script would have written them."""
+    import yaml
+
+    torch.save({"model": {k: v.float() for k, v in case.state_dict().items()}, "epoch": 299}, tmp_path / "micro.pth")
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump({"MODEL": {"DAT": case.config}}))
+    return tmp_path
+
+
+def test_file_converts_and_predicts_the_same(case, released):
+    said = convert_file(released / "micro.pth", released / "out.safetensors", config=released / "micro.yaml")
+    assert "147,376 parameters, 10 classes" in said
+    model, info = load_model(str(released / "out.safetensors"))
+    assert (info.img_size, len(info.classes)) == (64, 10)
+    torch.testing.assert_close(model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5)
+
+
+def test_file_of_a_registered_model(tmp_path, golden):
+    weights = {name: value.float() for name, value in golden("dat_tiny").state_dict().items()}
+    torch.save(weights, tmp_path / "tiny.pth")
+    convert_file(tmp_path / "tiny.pth", tmp_path / "tiny.safetensors", model="dat_tiny", dtype="float16")
+    model, info = load_model(str(tmp_path / "tiny.safetensors"))
+    assert (info.name, info.img_size, info.resize, len(info.classes)) == ("dat_tiny", 224, "square", 1000)
+    assert next(model.parameters()).dtype == torch.float32
+    with pytest.raises(ConversionError, match="another architecture"):
+        convert_file(tmp_path / "tiny.pth", tmp_path / "small.safetensors", model="dat_small")
+    assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_configuration_objects_beside_the_weights_are_ignored(released):
+    state = torch.load(released / "micro.pth", weights_only=True)
+    state["config"] = argparse.Namespace(lr=0.1)
+    torch.save(state, released / "args.pth")
+    convert_file(released / "args.pth", released / "out.safetensors", config=released / "micro.yaml")
+
+
+def test_nothing_is_executed(released):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(released / "executed"),)
+
+    torch.save({"model": {}, "payload": Evil()}, released / "evil.pth")
+    with pytest.raises(ConversionError, match="could execute code"):
+        convert_file(released / "evil.pth", released / "out.safetensors", model="dat_tiny")
+    (released / "old.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ConversionError):
+        convert_file(released / "old.pth", released / "out.safetensors", model="dat_tiny")
+    assert not (released / "executed").exists()
+    assert not (released / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000, -1000])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_truncated_files_are_told(case, tmp_path, keep, suffix):
+    source = tmp_path / f"whole{suffix}"
+    weights = {name: value.float() for name, value in case.state_dict(buffers=False).items()}
+    if suffix == ".pth":
+        torch.save(weights, source)
+    else:
+        save_file(weights, source)
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(source.read_bytes()[:keep])
+    with pytest.raises(ConversionError, match=r"cut\.(pth|safetensors): (the file is empty|damaged, truncated)"):
+        convert_file(cut, tmp_path / "out.safetensors", model="dat_tiny")
+
+
+def test_wrong_use_is_told(released):
+    source, target = released / "micro.pth", released / "out.safetensors"
+    with pytest.raises(ConversionError, match="give model or config"):
+        convert_file(source, target)
+    with pytest.raises(ConversionError, match=r"'dat_huge' is not registered; ours are dat_base"):
+        convert_file(source, target, model="dat_huge")
+    with pytest.raises(ConversionError, match="no such file"):
+        convert_file(released / "none.pth", target, model="dat_tiny")
+    with pytest.raises(ConversionError, match=r"ending in \.safetensors"):
+        convert_file(source, released / "out.pth", config=released / "micro.yaml")
+    (released / "names.txt").write_text("cat\ndog\n")
+    with pytest.raises(ConversionError, match="2 class names, but the model has 10"):
+        convert_file(source, target, config=released / "micro.yaml", classes=released / "names.txt")
+
+
+def test_timm_loads_a_released_file_as_it_is(tmp_path, golden):
+    weights = {name: value.float() for name, value in golden("dat_tiny").state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "tiny.pth")
+    overlay = {"file": str(tmp_path / "tiny.pth")}
+    model = timm.create_model("dat_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.head.fc.weight, weights["cls_head.weight"])

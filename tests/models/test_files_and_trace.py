@@ -1,0 +1,116 @@
+"""Model files that describe themselves, and the recorder of points."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from deformvit import load_model, record_points, save_model
+from deformvit.models import files
+from deformvit.models.files import ModelFileError, ModelInfo
+
+CLASSES = ["cat", "dog", "cow"]
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("dat_nano", num_classes=3).eval()
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    path = tmp_path / "nano.safetensors"
+    save_model(path, model, ModelInfo("dat_nano", classes=CLASSES, img_size=32, metrics={"top1": 50.0}))
+    return path
+
+
+def test_round_trip(model, saved):
+    loaded, info = load_model(str(saved))
+    assert (info.classes, info.img_size, info.metrics) == (CLASSES, 32, {"top1": 50.0})
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+    assert not loaded.training
+
+
+def test_half_precision_is_stored_and_loads_as_float32(model, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_model(path, model, ModelInfo("dat_nano", classes=CLASSES), torch.float16)
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    loaded, _ = load_model(str(path))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_failed_write_keeps_the_old_file(model, saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def half_written(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(files, "save_file", half_written)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(saved, model, ModelInfo("dat_nano", classes=CLASSES))
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_bad_files_are_told(saved, tmp_path):
+    with pytest.raises(ModelFileError, match="no such file, and no packaged weights"):
+        load_model("dat_nano.mars")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(saved.read_bytes()[:5000])
+    with pytest.raises(ModelFileError, match=r"cut\.safetensors: damaged"):
+        load_model(str(cut))
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(saved), bare)
+    with pytest.raises(ModelFileError, match="no description of its model"):
+        load_model(str(bare))
+    other = tmp_path / "other.safetensors"
+    header = {"deformvit": json.dumps({"name": "dat_nano", "classes": ["a", "b"]})}
+    save_file(load_file(saved), other, metadata=header)
+    with pytest.raises(ModelFileError, match=r"weights do not fit dat_nano"):
+        load_model(str(other))
+    save_file(load_file(saved), other, metadata={"deformvit": json.dumps({"nme": "dat_nano"})})
+    with pytest.raises(ModelFileError, match="header does not describe"):
+        load_model(str(other))
+
+
+def test_packaged_weights_are_small_and_described():
+    assert "dat_nano.cifar10" in files.packaged()
+    path = files.resolve("dat_nano.cifar10")
+    assert path.stat().st_size <= 8e6
+    model, info = load_model("dat_nano.cifar10")
+    assert info.classes[3] == "cat"
+    assert info.metrics["top1"] > 80
+    same = timm.create_model("dat_nano.cifar10", pretrained=True).eval()
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), same(x))
+
+
+def test_recording_sees_every_layer_and_changes_nothing(model):
+    x = torch.randn(2, 3, 40, 56)
+    before = model(x)
+    with record_points(model) as trace:
+        during = model(x)
+    assert torch.equal(before, during)
+    deformable = [name for name, module in model.named_modules() if type(module).__name__ == "DeformableAttention"]
+    assert [layer.name for layer in trace.layers] == deformable
+    for layer in trace.layers:
+        assert layer.deformed.shape[2:] == layer.reference.shape
+        assert layer.deformed.shape[0] == 2
+    model(x)
+    assert len(trace.layers) == len(deformable)  # nothing is recorded outside
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_points_in_image_pixels(model):
+    with record_points(model) as trace:
+        model(torch.randn(1, 3, 32, 64))
+    layer = trace.layers[0]
+    assert layer.feature_hw == (8, 16)
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # centres of the first and last cell of 4 x 4 pixels
+    assert layer.pixels(corners, (32, 64)).tolist() == [[2.0, 2.0], [30.0, 62.0]]
