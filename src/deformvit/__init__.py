@@ -6,9 +6,10 @@ Importing registers the models with timm: ``timm.create_model("dat_tiny")``.
 from deformvit.errors import UserError
 from deformvit.layers import DeformableAttention
 from deformvit.models import DAT
-from deformvit.models.convert import convert_official, load_official, model_from_official
+from deformvit.models.convert import convert_official, load_official
 from deformvit.models.files import load as load_model
 from deformvit.models.files import save as save_model
+from deformvit.models.official import model_from_official
 from deformvit.models.trace import record_points
 
 __version__ = "0.1.0"

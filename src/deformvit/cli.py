@@ -13,21 +13,24 @@ from deformvit.config import Config
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from deformvit.models.files import ModelInfo
 
 DEFAULT_MODEL = "dat_nano.cifar10"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
-Recipe = Annotated[
-    tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
-        {name: recipe() for name, recipe in recipes.ALL.items()},
-        {name: (recipe.__doc__ or "").strip() for name, recipe in recipes.ALL.items()},
-        prefix_names=False,
-    ),
-    tyro.conf.arg(name=""),
-]
+if TYPE_CHECKING:
+    Recipe = Config
+else:
+    Recipe = Annotated[
+        tyro.extras.subcommand_type_from_defaults(
+            {name: recipe() for name, recipe in recipes.ALL.items()},
+            {name: (recipe.__doc__ or "").strip() for name, recipe in recipes.ALL.items()},
+            prefix_names=False,
+        ),
+        tyro.conf.arg(name=""),
+    ]
 
 
 def train(config: Recipe) -> None:
@@ -35,7 +38,6 @@ def train(config: Recipe) -> None:
     from deformvit.engine import loop
     from deformvit.tasks.classification import Classification
 
-    assert isinstance(config, Config)
     metrics = loop.fit(Classification(config), config)
     _table([(name, f"{value:.4g}") for name, value in metrics.items()])
     print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
@@ -92,7 +94,8 @@ def predict(
     """Print the most likely classes of images.
 
     Args:
-        images: image files, and folders whose images are taken, subfolders included.
+        images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
+            `sample` for test images of the embedded Fashion-MNIST.
         model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
         top: classes to print for each image.
         batch_size: images per step.
@@ -105,25 +108,24 @@ def predict(
 
     if top < 1 or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
+    inputs, place, failed = _inputs(images), pick_device(device), []
     network, info = files.load(model)
-    place = pick_device(device)
     network.to(place)
-    paths, failed = _image_files(images), []
-    for start in range(0, len(paths), batch_size):
+    for start in range(0, len(inputs), batch_size):
         batch, names = [], []
-        for path in paths[start : start + batch_size]:
+        for name, source in inputs[start : start + batch_size]:
             try:
-                batch.append(_prepare(path, info))
-                names.append(path)
+                batch.append(_prepare(source, info))
+                names.append(name)
             except UserError as error:
                 failed.append(str(error))
         if not batch:
             continue
         with torch.inference_mode():
             chances = network(torch.stack(batch).to(place)).float().softmax(-1).cpu()
-        for path, row in zip(names, chances, strict=True):
+        for name, row in zip(names, chances, strict=True):
             best = row.topk(min(top, len(row)))
-            print(path)
+            print(name)
             for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 print(f"  {100 * value:5.1f} %  {info.classes[label]}")
     _report(failed)
@@ -143,7 +145,8 @@ def figure(
 
     Args:
         kind: `points`: reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper).
-        images: image files and folders, or `sample` for test images of the embedded Fashion-MNIST.
+        images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
+            `sample` for test images of the embedded Fashion-MNIST.
         model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
         output: folder to write to.
         format: picture format.
@@ -156,13 +159,18 @@ def figure(
     from deformvit.engine.loop import pick_device
     from deformvit.models import files, trace
 
+    inputs, place = _inputs(images), pick_device(device)
     network, info = files.load(model)
-    place = pick_device(device)
     network.to(place)
     mean, std = (torch.tensor(values)[:, None, None] for values in (info.mean, info.std))
     output.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name, source in _figure_inputs(images):
+    taken: set[str] = set()
+    for path, source in inputs:
+        name = Path(path).stem
+        while name in taken:  # files of the same name in two folders
+            name += "_"
+        taken.add(name)
         try:
             image = _prepare(source, info)
         except UserError as error:
@@ -200,9 +208,9 @@ def convert(
         dtype: what weights are stored as.
         image_args: what the model is fed: img_size, crop_pct, resize; by default as the model was published.
     """
-    from deformvit.models import convert as conversion
+    from deformvit.models import released
 
-    shape = conversion.convert_file(source, target, model, config, classes, dtype, image_args)
+    shape = released.convert_file(source, target, model, config, classes, dtype, image_args)
     print(f"{target}: {shape}")
 
 
@@ -224,13 +232,18 @@ def _image_files(images: list[Path]) -> list[Path]:
     return paths
 
 
-def _figure_inputs(images: list[Path]) -> list[tuple[str, Any]]:
-    if images == [Path("sample")]:
+def _inputs(images: list[Path]) -> list[tuple[str, Any]]:
+    """Names, and paths or decoded images, in the order given."""
+    if images == [Path("photo")] and not images[0].exists():
+        from deformvit.data.datasets import SAMPLES
+
+        return [("cat.jpg", SAMPLES / "cat.jpg")]
+    if images == [Path("sample")] and not images[0].exists():
         from deformvit.data import open_split
 
         split = open_split("sample", "val")
         return [(f"sample{i}", split[i][0]) for i in range(8)]
-    return [(path.stem, path) for path in _image_files(images)]
+    return [(str(path), path) for path in _image_files(images)]
 
 
 def _prepare(source: Any, info: ModelInfo) -> Tensor:
@@ -239,7 +252,7 @@ def _prepare(source: Any, info: ModelInfo) -> Tensor:
 
     image = decode(source, str(source)) if isinstance(source, Path) else source
     transform = eval_transform(info.img_size, info.crop_pct, info.resize, info.mean, info.std)
-    return transform(image)  # type: ignore[no-any-return]
+    return transform(image)
 
 
 def _report(failed: list[str]) -> None:
@@ -257,7 +270,13 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command; errors that the user can mend are one line, without a traceback."""
-    commands = {"train": train, "eval": evaluate, "predict": predict, "figure": figure, "convert": convert}
+    commands: dict[str, Any] = {
+        "train": train,
+        "eval": evaluate,
+        "predict": predict,
+        "figure": figure,
+        "convert": convert,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=args)
     except UserError as error:

@@ -30,8 +30,8 @@ class DataConfig:
     """Images and how they are loaded."""
 
     root: str = "sample"
-    """A folder with train/ and val/ by class, a folder of train*.parquet and val*/test*.parquet files in the Hugging Face
-    datasets' image format, or `sample` for the embedded Fashion-MNIST."""
+    """A folder with train/ and val/ by class, a folder of train*.parquet and val*.parquet (or test*) files in the
+    Hugging Face datasets' image format, or `sample` for the embedded Fashion-MNIST."""
     img_size: int = 224
     """Side of the square that the network sees."""
     batch_size: int = 128
@@ -145,4 +145,4 @@ class Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain, JSON-able values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

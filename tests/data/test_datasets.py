@@ -55,7 +55,13 @@ def test_image_folder(tmp_path):
     assert (image.getpixel((0, 0)), label) == ((100, 0, 0), 1)
 
 
-@pytest.mark.parametrize("names", [("train.parquet", "test.parquet"), ("data/train-00000-of-00002.parquet", "data/validation-00000-of-00001.parquet")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet", "test.parquet"),
+        ("data/train-00000-of-00002.parquet", "data/validation-00000-of-00001.parquet"),
+    ],
+)
 def test_parquet_shards(tmp_path, names):
     write_parquet(tmp_path / names[0], [png(1), png(2)], [0, 1])
     if "00002" in names[0]:
@@ -130,7 +136,9 @@ def test_eval_resizes_as_asked():
     torch.testing.assert_close(shorter[:, :, 0], torch.zeros(3, 50))
 
 
-@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(crop="padded", auto_augment="", random_erasing=0.25)])
+@pytest.mark.parametrize(
+    "augment", [AugmentConfig(), AugmentConfig(crop="padded", auto_augment="", random_erasing=0.25)]
+)
 def test_train_transform_gives_normalised_tensors(augment):
     transform = train_transform(DataConfig(img_size=40), augment)
     for size in ((28, 28), (100, 37)):

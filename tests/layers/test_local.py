@@ -17,7 +17,9 @@ def dense_window_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Ten
     y, xx = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     y, xx = y.flatten(), xx.flatten()
     # A shifted window starts at shift, shift + size, ...; what lies before the first is a window of its own.
-    same = ((y[:, None] - shift) // size == (y - shift) // size) & ((xx[:, None] - shift) // size == (xx - shift) // size)
+    same = ((y[:, None] - shift) // size == (y - shift) // size) & (
+        (xx[:, None] - shift) // size == (xx - shift) // size
+    )
     dy, dx = y[:, None] - y, xx[:, None] - xx
     index = (dy.clamp(1 - size, size - 1) + size - 1) * (2 * size - 1) + dx.clamp(1 - size, size - 1) + size - 1
     bias = layer.bias_table[index].permute(2, 0, 1)

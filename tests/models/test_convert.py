@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from deformvit import DAT, convert_official, load_model, load_official, model_from_official
 from deformvit.layers.deformable import resize_fixed_bias
-from deformvit.models import convert
-from deformvit.models.convert import ConversionError, convert_file
+from deformvit.models import convert, official
+from deformvit.models.convert import ConversionError
+from deformvit.models.released import convert_file
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_other_architecture_and_shapes_are_told(case):
     weights = case.state_dict()
     with pytest.raises(ConversionError, match=r"1 weights of the model are missing \(head\.fc\.bias"):
         load_official(model, {name: value for name, value in weights.items() if name != "cls_head.bias"})
-    with pytest.raises(ConversionError, match=r"head\.fc\.weight: \(3, 64\) in the checkpoint, \(10, 64\) in the model"):
+    with pytest.raises(
+        ConversionError, match=r"head\.fc\.weight: \(3, 64\) in the checkpoint, \(10, 64\) in the model"
+    ):
         load_official(model, weights | {"cls_head.weight": torch.zeros(3, 64)})
     with pytest.raises(ConversionError, match="another architecture"):
         load_official(timm.create_model("dat_tiny"), weights)
@@ -96,8 +99,12 @@ def test_fixed_bias_is_resized_over_queries_and_keys():
     assert (as_maps.diff(dim=0) > -1e-4).all()
     assert as_maps.diff(dim=1).abs().max() < 1e-5
     assert as_maps.diff(dim=2).abs().max() < 1e-5
-    same = DAT(img_size=64, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2))
-    other = DAT(img_size=96, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2))
+    same = DAT(
+        img_size=64, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2)
+    )
+    other = DAT(
+        img_size=96, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2)
+    )
     other.load_state_dict(convert.adapt(same.state_dict(), other))
 
 
@@ -122,7 +129,10 @@ def test_whole_yaml_in_capitals(case):
         ({"groups": [-1, -1, 3, 4]}, "num_heads=4, groups=3"),
         ({"strides": [-1, -1, 0, 1]}, "strides: stage 3.*got 0"),
         ({"dims": [8, 16, 32, 48]}, "stage 4 must have twice"),
-        ({"use_pes": [True] * 4, "dwc_pes": [True] * 4, "fixed_pes": [True] * 4}, "stage 1: dwc_pes and fixed_pes are both set"),
+        (
+            {"use_pes": [True] * 4, "dwc_pes": [True] * 4, "fixed_pes": [True] * 4},
+            "stage 1: dwc_pes and fixed_pes are both set",
+        ),
         ({"use_dwc_mlps": [True, False, True, True]}, "use_dwc_mlps: expected the same value"),
         ({"heads": [3, 2, 4, 8]}, "dim=8, num_heads=3"),
         ({"window_sizes": [0, 4, 4, 2]}, "window 0"),
@@ -143,7 +153,7 @@ def test_missing_keys_are_named(case, key):
 
 def test_offset_factors_of_v1(case):
     """Positive: scaled tanh; negative: tanh of the position; zero: offsets as they come."""
-    arguments = convert.official_args(case.config | {"offset_range_factor": [-1, -1, 0, -1]})
+    arguments = official.official_args(case.config | {"offset_range_factor": [-1, -1, 0, -1]})
     assert arguments["bound"] == ("range", "range", "none", "tanh")
 
 
@@ -165,7 +175,9 @@ def test_file_converts_and_predicts_the_same(case, released):
     assert "147,376 parameters, 10 classes" in said
     model, info = load_model(str(released / "out.safetensors"))
     assert (info.img_size, len(info.classes)) == (64, 10)
-    torch.testing.assert_close(model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_file_of_a_registered_model(tmp_path, golden):

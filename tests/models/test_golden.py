@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deformvit import DAT, convert_official, load_official, model_from_official, record_points
-from deformvit.models import convert
+from deformvit.models import official
 
 MICRO = ["dat_micro", "dat_micro_stride2_tanh", "dat_micro_nobias", "dat_micro_dwc_conv"]
 
@@ -39,9 +39,9 @@ def test_micro_case(golden, name):
     assert error(image.grad, case.outputs["grad_image"]) < 1e-5
     parameters = dict(model.named_parameters())
     weights = case.state_dict()
-    for official, norm in case.json["grad_norms"].items():
-        (ours,) = convert_official({official: weights[official]})
-        assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9), official
+    for released, norm in case.json["grad_norms"].items():
+        (ours,) = convert_official({released: weights[released]})
+        assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9), released
 
 
 def test_dat_tiny(golden):
@@ -59,11 +59,11 @@ def test_dat_tiny(golden):
 def test_datpp_convention_and_reduction(golden):
     """A second-generation case whose only difference from the first is where reference points and queries lie."""
     case = golden("datpp_micro_sra_window")
-    config = {key: value for key, value in case.config.items() if key not in convert.SECOND_GENERATION_KEYS}
-    model = DAT(**convert.official_args(config), convention="datpp").double().eval()
+    config = {key: value for key, value in case.config.items() if key not in official.SECOND_GENERATION_KEYS}
+    model = DAT(**official.official_args(config), convention="datpp").double().eval()
     load_official(model, case.state_dict())
     image = case.image()
     assert error(model(image), case.outputs["logits"]) < 1e-9
-    other = DAT(**convert.official_args(config)).double().eval()
+    other = DAT(**official.official_args(config)).double().eval()
     load_official(other, case.state_dict())
     assert error(other(image), case.outputs["logits"]) > 1e-3

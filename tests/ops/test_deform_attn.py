@@ -49,7 +49,8 @@ def by_hand(q, k, v, pos, table, query_hw, convention):
 def test_equals_the_formula(convention):
     given = inputs(batch=1, hw=(2, 3), keys=4, table=(3, 5))
     torch.testing.assert_close(
-        deform_attn(**given, query_hw=(2, 3), convention=convention), by_hand(**given, query_hw=(2, 3), convention=convention)
+        deform_attn(**given, query_hw=(2, 3), convention=convention),
+        by_hand(**given, query_hw=(2, 3), convention=convention),
     )
 
 

@@ -103,8 +103,8 @@ def open_split(root: str, split: str, transform: Transform | None = None) -> Par
     """The images of a split ("train" or "val"), with ``classes``.
 
     Args:
-        root: ``"sample"``, a parquet file with a column ``split``, a folder of parquet files named after their split, or
-            a folder with a folder per split.
+        root: ``"sample"``, a parquet file with a column ``split``, a folder of parquet files named after their split,
+            or a folder with a folder per split.
 
     Raises:
         DataError: nothing there, with what was looked for.

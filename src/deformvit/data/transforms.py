@@ -31,7 +31,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable[..., A
         crop = transforms.RandomCrop(side, padding=max(side // 8, 1), padding_mode="reflect")
         bicubic = transforms.InterpolationMode.BICUBIC
         transform.transforms[0] = transforms.Compose([transforms.Resize((side, side), bicubic), crop])
-    return transform  # type: ignore[no-any-return]
+    return transform
 
 
 def eval_transform(

@@ -21,6 +21,7 @@ from deformvit.config import Config, as_dict
 from deformvit.engine import checkpoint
 from deformvit.engine.log import MetricsLog
 from deformvit.engine.optim import build_optimizer, build_schedule
+from deformvit.errors import UserError
 from deformvit.storage import write_atomically
 
 
@@ -54,10 +55,19 @@ class NonFiniteLoss(RuntimeError):
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one, else the CPU."""
+    """``auto`` is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: a device that torch does not know or this machine does not have.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def seed_all(seed: int) -> None:
@@ -108,9 +118,7 @@ def fit(task: Task, config: Config) -> dict[str, float]:
             raise checkpoint.CheckpointError(f"{last}: does not belong to this run ({error})") from error
         if first >= config.run.epochs:
             print(f"{out}: all {config.run.epochs} epochs are done", file=sys.stderr)
-    write_atomically(
-        out / "config.json", lambda path: path.write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    )
+    write_atomically(out / "config.json", lambda path: path.write_text(json.dumps(as_dict(config), indent=2) + "\n"))
 
     with MetricsLog(out, first) as log:
         for epoch in range(first, config.run.epochs):

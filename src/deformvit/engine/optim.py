@@ -18,9 +18,7 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     )
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int
-) -> CosineLRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> CosineLRScheduler:
     """Linear warm-up and cosine decay in optimiser steps; every rate scales with the batch like the peak."""
     scale = config.data.batch_size / config.optim.lr_batch if config.optim.lr_batch else 1.0
     total = config.run.epochs * steps_per_epoch

@@ -75,10 +75,12 @@ class DeformedPoints(nn.Module):
                 nn.Conv2d(channels, 2, 1, bias=False),
             )
 
-    def reference(self, height: int, width: int, **factory: torch.device | torch.dtype) -> Tensor:
+    def reference(
+        self, height: int, width: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """(H_G, W_G, 2) reference points of a height x width map, H_G = ceil(H / r)."""
-        size = -(-height // self.stride), -(-width // self.stride)
-        return grid.reference_points(*size, self.convention, **factory)  # type: ignore[arg-type]
+        rows, cols = -(-height // self.stride), -(-width // self.stride)
+        return grid.reference_points(rows, cols, self.convention, device=device, dtype=dtype)
 
     def forward(self, q: Tensor) -> Tensor:
         """(B, C, H, W) queries -> (B, G, H_G, W_G, 2) deformed points (y, x), normalised, at least float32."""
@@ -89,7 +91,8 @@ class DeformedPoints(nn.Module):
             return reference.expand(batch, self.groups, *reference.shape)
         offset = self.offset_net(q.reshape(batch * self.groups, -1, height, width)).permute(0, 2, 3, 1).to(dtype)
         if self.bound == "range":
-            unit = grid.key_cell(*reference.shape[:2], self.convention, device=q.device, dtype=dtype)
+            rows, cols = reference.shape[:2]
+            unit = grid.key_cell(rows, cols, self.convention, device=q.device, dtype=dtype)
             offset = offset.tanh() * (self.offset_range * unit)
         pos = reference + offset
         if self.bound == "tanh":
@@ -187,7 +190,6 @@ class DeformableAttention(nn.Module):
         q = self.q(tokens)
         q_map = q.permute(0, 3, 1, 2)
         pos = self.points(q_map)
-        keys_hw = pos.shape[2], pos.shape[3]
         sampled = grid.sample(x.reshape(batch * self.groups, -1, height, width), pos.flatten(0, 1))
         sampled = sampled.reshape(batch, self.dim, -1).transpose(1, 2)  # (B, N, C)
         q, k, v = (
@@ -196,7 +198,7 @@ class DeformableAttention(nn.Module):
         )
         dropout_p = self.attn_drop if self.training else 0.0
         if self.position == "fixed":
-            bias = self._fixed_bias((height, width), keys_hw).to(q.dtype)
+            bias = self._fixed_bias((height, width)).to(q.dtype)
             out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p)
         else:
             table = self.bias_table
@@ -209,7 +211,7 @@ class DeformableAttention(nn.Module):
             out = out + self.local_conv(q_map).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)
 
-    def _fixed_bias(self, query_hw: tuple[int, int], keys_hw: tuple[int, int]) -> Tensor:
+    def _fixed_bias(self, query_hw: tuple[int, int]) -> Tensor:
         """(M, queries, keys) for a map of any size."""
         assert self.bias_table is not None
         if query_hw == self.table_size:
@@ -229,4 +231,3 @@ def resize_fixed_bias(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int,
 
     over_keys = resize(table, keys(old_hw), keys(new_hw))
     return resize(over_keys.transpose(1, 2), old_hw, new_hw).transpose(1, 2)
-

@@ -1,4 +1,4 @@
-"""Spatial-reduction attention of the Pyramid Vision Transformer (PVT), a neighbour the paper compares with (Table 6)."""
+"""Spatial-reduction attention of the Pyramid Vision Transformer (PVT), which the paper compares with (Table 6)."""
 
 from __future__ import annotations
 

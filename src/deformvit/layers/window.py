@@ -110,4 +110,3 @@ class WindowAttention(nn.Module):
         ry, rx = windows(real_y, real_x)
         region = torch.where(ry & rx, 2 * sy + sx, -1)  # padding is its own region, so no row is empty
         return region[:, :, None] == region[:, None, :]
-

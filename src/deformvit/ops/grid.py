@@ -1,18 +1,18 @@
 """Where reference points, queries and deformed points lie: the only module that knows coordinates.
 
-Positions are (y, x), normalised so that the map spans [-1, 1] on either axis whatever its size. They become (x, y) once,
-inside :func:`sample`, because that is the order ``torch.nn.functional.grid_sample`` reads.
+Positions are (y, x), normalised so that the map spans [-1, 1] on either axis whatever its size. They become (x, y)
+once, inside :func:`sample`, because that is the order ``torch.nn.functional.grid_sample`` reads.
 
 Three conventions place point ``i`` of ``n``. Sampling is always ``align_corners=True`` (-1 and 1 are the centres of the
 first and last pixel), as in the released code, whose checkpoints depend on it:
 
-=========== ============================ ============================ =================================================
+=========== ============================ ============================ ==================================================
 name        reference point              query                        used by
-=========== ============================ ============================ =================================================
-``v1``      ``(i + 0.5) / n * 2 - 1``    ``(i + 0.5) / n * 2 - 1``    DAT, CVPR 2022. A zero offset is not the identity
-``datpp``   ``(i + 0.5)/(n - 1)*2 - 1``  ``i / (n - 1) * 2 - 1``      DAT++. Half a key cell right of and below the pixel
-``aligned`` ``i / (n - 1) * 2 - 1``      ``i / (n - 1) * 2 - 1``      ours: pixel centres, so a zero offset is the identity
-=========== ============================ ============================ =================================================
+=========== ============================ ============================ ==================================================
+``v1``      ``(i + 0.5) / n * 2 - 1``    ``(i + 0.5) / n * 2 - 1``    DAT (CVPR 2022); a zero offset is not the identity
+``datpp``   ``(i + 0.5)/(n - 1)*2 - 1``  ``i / (n - 1) * 2 - 1``      DAT++; half a cell right of and below the pixel
+``aligned`` ``i / (n - 1) * 2 - 1``      ``i / (n - 1) * 2 - 1``      ours, pixel centres: a zero offset is the identity
+=========== ============================ ============================ ==================================================
 
 A single point (``n = 1``), for which the last two divide by zero in the released code, lies at the centre, 0.
 """

@@ -59,9 +59,9 @@ def _nano(root: str, output: str, epochs: int) -> Config:
 
 def demo() -> Config:
     """dat_nano on the embedded Fashion-MNIST sample: about two minutes on two CPU cores."""
-    config = _nano("sample", "demo", epochs=6)
-    config.augment.hflip = 0.5
-    config.data.batch_size = 64
+    config = _nano("sample", "demo", epochs=4)
+    config.data.batch_size = 32
+    config.optim.lr = 1e-3
     return config
 
 

@@ -61,7 +61,9 @@ class Classification:
         if augment.mixup > 0 or augment.cutmix > 0:
             if data.batch_size % 2:
                 raise UserError(f"Mixup pairs images, so data.batch_size must be even, got {data.batch_size}")
-            self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.smoothing, num_classes=len(self.classes))
+            self.mixup = Mixup(
+                augment.mixup, augment.cutmix, label_smoothing=augment.smoothing, num_classes=len(self.classes)
+            )
         self.criterion: Callable[[Tensor, Tensor], Tensor] = (
             SoftTargetCrossEntropy() if self.mixup else nn.CrossEntropyLoss(label_smoothing=augment.smoothing)
         )

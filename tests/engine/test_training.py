@@ -1,0 +1,257 @@
+"""The training loop on small runs: resuming, killing, damaged checkpoints, bad losses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from deformvit import UserError, load_model, recipes
+from deformvit.engine import checkpoint, loop
+from deformvit.engine.optim import build_optimizer, build_schedule
+from deformvit.tasks import classification
+from deformvit.tasks.classification import Classification
+
+TINY = {
+    "dims": "(8, 16, 16, 16)", "num_heads": "(1, 2, 2, 2)", "groups": "(1, 1, 1, 2)", "depths": "(1, 2, 2, 1)",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes of 36 noisy images: bright above, or bright on the left."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(3)
+    for split, count in (("train", 24), ("val", 12)):
+        for name in ("top", "left"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 120, (28, 28), generator=generator, dtype=torch.uint8)
+                half = pixels[:14] if name == "top" else pixels[:, :14]
+                half += 100
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return root
+
+
+def small(images: Path, output: Path, epochs: int = 4, **augment) -> recipes.Config:
+    config = recipes.demo()
+    config.model.args = dict(TINY)
+    config.model.drop_path_rate = 0.1
+    config.data.root = str(images)
+    config.data.batch_size = 8
+    config.augment = dataclasses.replace(config.augment, hflip=0.0, **augment)
+    config.run = dataclasses.replace(config.run, epochs=epochs, output=output, progress=False)
+    return config
+
+
+def run(config):
+    return loop.fit(Classification(config), config)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / "last.pt")["model"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_it_learns_and_leaves_a_usable_model(images, tmp_path):
+    config = small(images, tmp_path / "run", epochs=12)
+    metrics = run(config)
+    assert metrics["top1"] > 85
+    assert metrics["train_loss"] < 0.6
+    model, info = load_model(str(tmp_path / "run" / "best.safetensors"))
+    assert info.classes == ["left", "top"]
+    assert info.metrics["top1"] == max(row["top1"] for row in lines(tmp_path / "run"))
+    task = Classification(config)
+    loader = torch.utils.data.DataLoader(task.val_set, 6)
+    again = classification.evaluate(model, loader, torch.device("cpu"), progress=False)
+    assert again["top1"] == pytest.approx(info.metrics["top1"])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["epochs"] == 12
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_the_uninterrupted_one(images, tmp_path, workers):
+    options = {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25}
+    whole, parts = small(images, tmp_path / "whole", **options), small(images, tmp_path / "parts", **options)
+    whole.data.workers = parts.data.workers = workers
+    run(whole)
+
+    class Stop(Exception):
+        pass
+
+    class Interrupted(Classification):
+        def train_batches(self, epoch):
+            if epoch == 2:
+                raise Stop
+            return super().train_batches(epoch)
+
+    with pytest.raises(Stop):
+        loop.fit(Interrupted(parts), parts)
+    assert checkpoint.load(tmp_path / "parts" / "last.pt")["epoch"] == 2
+    parts.run.resume = True
+    run(parts)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert without_times(lines(tmp_path / "whole")) == without_times(lines(tmp_path / "parts"))
+
+
+def test_killed_process_resumes(images, tmp_path):
+    arguments = [
+        "train", "demo", "--data.root", str(images), "--data.batch-size", "8", "--run.epochs", "6", "--run.no-progress",
+        "--augment.hflip", "0", "--model.drop-path-rate", "0.1", "--model.args",
+        *(word for pair in TINY.items() for word in pair),
+    ]  # fmt: skip
+
+    def command(output):
+        return [sys.executable, "-m", "deformvit.cli", *arguments, "--run.output", str(tmp_path / output)]
+
+    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, "ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 2 <= checkpoint.load(tmp_path / "killed" / "last.pt")["epoch"] <= 6
+
+    refused = subprocess.run(command("killed"), capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "pass --run.resume" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    subprocess.run([*command("killed"), "--run.resume"], check=True, stdout=subprocess.DEVNULL)
+    run(small(images, tmp_path / "whole", epochs=6))
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert [row["epoch"] for row in lines(tmp_path / "killed")] == list(range(6))
+    assert not list((tmp_path / "killed").glob(".*tmp"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_damaged_checkpoint_is_told(images, tmp_path, damage):
+    config = small(images, tmp_path / "run", epochs=1)
+    run(config)
+    last = tmp_path / "run" / "last.pt"
+    last.write_bytes(last.read_bytes()[:3000] if damage is None else damage)
+    config.run.resume = True
+    with pytest.raises(checkpoint.CheckpointError, match=r"last\.pt: not a readable checkpoint"):
+        run(config)
+
+
+def test_checkpoint_of_another_model_is_told(images, tmp_path):
+    config = small(images, tmp_path / "run", epochs=1)
+    run(config)
+    config.run.resume = True
+    config.model.args["depths"] = "(1, 2, 4, 1)"
+    with pytest.raises(checkpoint.CheckpointError, match="does not belong to this run"):
+        run(config)
+
+
+def test_nonfinite_loss_stops_with_its_place(images, tmp_path):
+    config = small(images, tmp_path / "run")
+
+    class Broken(Classification):
+        def losses(self, model, batch, device):
+            return super().losses(model, batch, device) * float("nan")
+
+    with pytest.raises(loop.NonFiniteLoss, match="nan at epoch 1, step 1 of 6"):
+        loop.fit(Broken(config), config)
+
+
+def test_start_from_a_checkpoint_of_other_classes(images, tmp_path):
+    config = small(images, tmp_path / "first", epochs=1)
+    run(config)
+    other = tmp_path / "images"
+    for split in ("train", "val"):
+        for name in ("left", "top", "none"):
+            source = images / split / ("top" if name == "none" else name)
+            (other / split).mkdir(parents=True, exist_ok=True)
+            (other / split / name).symlink_to(source)
+    second = small(other, tmp_path / "second", epochs=1)
+    second.model.checkpoint = str(tmp_path / "first" / "best.safetensors")
+    model = Classification(second).build_model()
+    before, _ = load_model(second.model.checkpoint)
+    assert torch.equal(model.stem.conv.weight, before.stem.conv.weight)
+    assert model.head.fc.weight.shape[0] == 3
+
+
+def test_weight_decay_spares_norms_biases_and_tables(images, tmp_path):
+    config = small(images, tmp_path)
+    model = Classification(config).build_model()
+    optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"]}
+    spared = set(names.values()) - decayed
+    assert any("bias_table" in name for name in spared)
+    assert not any(name.endswith(("bias", "bias_table")) or "norm" in name for name in decayed)
+    assert all(model.get_parameter(name).ndim > 1 for name in decayed)
+
+
+def test_schedule_is_the_papers(images, tmp_path):
+    config = recipes.ALL["dat-tiny-imagenet"]()
+    config.data.batch_size = 512
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=config.optim.lr * 0.5)
+    schedule = build_schedule(optimizer, config, steps_per_epoch=10)
+
+    def rate(step):
+        schedule.step_update(step)
+        return optimizer.param_groups[0]["lr"]
+
+    assert rate(0) == pytest.approx(0.5e-6)  # linear warm-up from 1e-6, halved with the batch
+    assert rate(100) == pytest.approx((0.5e-6 + 0.5e-3) / 2, rel=1e-3)
+    assert rate(200) == pytest.approx(0.5e-3)  # 20 epochs later the peak
+    assert rate(1600) == pytest.approx(0.25e-3, rel=1e-3)  # half-way down the cosine
+    assert rate(2999) == pytest.approx(0.5e-7, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("data", "batch_size", 0, "data.batch_size must be positive, got 0"),
+        ("run", "epochs", -1, "run.epochs must be positive, got -1"),
+        ("data", "crop_pct", 1.5, "data.crop_pct must be at most 1, got 1.5"),
+    ],
+)
+def test_bad_configuration_is_named(section, field, value, message):
+    config = recipes.demo()
+    changed = dataclasses.replace(getattr(config, section), **{field: value})
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **{section: changed})
+
+
+def test_task_refuses_what_cannot_train(images, tmp_path):
+    config = small(images, tmp_path)
+    config.data.batch_size = 100
+    with pytest.raises(UserError, match="48 training images do not fill a batch of 100"):
+        Classification(config)
+    config.data.batch_size = 7
+    config.augment.mixup = 0.8
+    with pytest.raises(UserError, match="must be even, got 7"):
+        Classification(config)
+    config = small(images, tmp_path)
+    config.model.args["postion"] = "none"
+    with pytest.raises(UserError, match="postion"):
+        Classification(config).build_model()

@@ -1,0 +1,66 @@
+"""The rules of docs/architecture.md, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import deformvit
+
+ROOT = Path(deformvit.__file__).parent
+LEAVES = {"errors", "storage"}
+MAY_IMPORT = {
+    "errors": set(),
+    "storage": set(),
+    "config": LEAVES,
+    "ops": LEAVES | {"ops"},
+    "layers": LEAVES | {"ops", "layers"},
+    "models": LEAVES | {"ops", "layers", "models"},
+    "data": LEAVES | {"config", "data"},
+    "engine": LEAVES | {"config", "engine"},
+    "recipes": LEAVES | {"config"},
+    "tasks": LEAVES | {"config", "data", "models", "tasks"},
+    "figures": LEAVES | {"models", "figures"},
+}
+"""What each room may import; __init__ and cli see everything."""
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, inside functions too."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "deformvit" else node.module for alias in node.names
+            ]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name and name.startswith("deformvit.")}
+    return rooms
+
+
+def test_imports_go_one_way():
+    seen = set()
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).with_suffix("").parts[0]
+        if room in ("__init__", "cli"):
+            continue
+        seen.add(room)
+        assert room in MAY_IMPORT, f"{path}: a new room; give it rules here and in docs/architecture.md"
+        wrong = imports(path) - MAY_IMPORT[room]
+        assert not wrong, f"{path} imports {', '.join(sorted(wrong))}"
+    assert seen == set(MAY_IMPORT)
+
+
+def test_coordinates_live_in_one_module():
+    for path in ROOT.rglob("*.py"):
+        if path.name != "grid.py":
+            calls = [node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+            assert not {"grid_sample", "meshgrid"} & set(calls), f"{path}: coordinates belong in ops/grid.py"
+
+
+def test_files_stay_readable():
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 500, f"{path}: two things in one file?"

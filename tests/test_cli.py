@@ -1,0 +1,189 @@
+"""The command as a user types it, on the embedded sample and on files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformvit import cli
+from deformvit.data import open_split
+
+TINY_RUN = [
+    "train", "demo", "--run.epochs", "1", "--run.no-progress", "--model.args",
+    "dims", "(8, 8, 16, 16)", "num_heads", "(1, 1, 2, 2)", "groups", "1", "depths", "(1, 2, 2, 1)",
+]  # fmt: skip
+
+
+def deformvit(*args) -> None:
+    cli.main([str(arg) for arg in args])
+
+
+def fails(capsys, *args) -> str:
+    """The one line of an error that the user can mend."""
+    with pytest.raises(SystemExit) as stop:
+        deformvit(*args)
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("deformvit: ")
+    return err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained for an epoch on the embedded sample."""
+    output = tmp_path_factory.mktemp("cli") / "run"
+    deformvit(*TINY_RUN, "--run.output", output)
+    return output / "best.safetensors"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "boot.png"
+    open_split("sample", "val")[0][0].resize((60, 40)).save(path)
+    return path
+
+
+def test_train_and_eval(trained, capsys):
+    deformvit("eval", "--model", trained, "--data", "sample", "--workers", "0")
+    out = capsys.readouterr().out
+    assert "images  1000" in " ".join(out.split("\n")[0].split()).replace("images 1000", "images  1000")
+    top1 = float(next(line.split()[1] for line in out.splitlines() if "top1" in line))
+    assert top1 > 30  # chance is 10
+
+
+def test_predict_files_and_folders(trained, photo, capsys):
+    folder = photo.parent / "more" / "deep"
+    folder.mkdir(parents=True)
+    Image.open(photo).convert("L").save(folder / "grey.jpg")
+    (folder / "notes.txt").write_text("not an image, and not looked at")
+    deformvit("predict", photo, photo.parent / "more", "--model", trained, "--top", "3")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(photo)
+    assert lines[4] == str(folder / "grey.jpg")
+    chances = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert chances == sorted(chances, reverse=True)
+    classes = open_split("sample", "val").classes
+    assert all(line.split("%")[1].strip() in classes for line in lines[1:4])
+
+
+def test_predict_names_a_broken_file_and_goes_on(trained, photo, capsys):
+    broken = photo.parent / "a_broken.png"
+    broken.write_text("text file named .png")
+    with pytest.raises(SystemExit):
+        deformvit("predict", photo.parent, "--model", trained)
+    captured = capsys.readouterr()
+    assert str(photo) in captured.out
+    assert f"{broken}: not a readable image" in captured.err
+
+
+def test_predict_with_packaged_weights(capsys):
+    deformvit("predict", "photo", "--top", "2")
+    assert "cat" in capsys.readouterr().out.splitlines()[1:][0]
+    deformvit("predict", "sample", "--top", "1")
+    assert capsys.readouterr().out.count("sample") == 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_figure_points(trained, photo, tmp_path, suffix):
+    deformvit(
+        "figure", "points", photo, "--model", trained, "--output", tmp_path / "out", "--format", suffix, "--dpi", 80
+    )
+    drawn = tmp_path / "out" / f"boot_points.{suffix}"
+    assert drawn.stat().st_size > 5000
+    if suffix == "png":
+        pixels = matplotlib.image.imread(drawn)
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50  # something is drawn
+
+
+def test_figure_moves_with_the_points(trained, tmp_path):
+    """The drawn points are the model's: with offsets switched off the picture is another."""
+    from deformvit import figures, load_model, record_points
+
+    model, _ = load_model(str(trained))
+    x = torch.randn(1, 3, 32, 48)
+    with record_points(model) as trace, torch.inference_mode():
+        model(x)
+    layer = trace.layers[0]
+    figure = figures.points(torch.rand(3, 32, 48), trace.layers)
+    panel = figure.axes[0]
+    reference, deformed = panel.collections[1].get_offsets(), panel.collections[2].get_offsets()
+    expected = layer.pixels(layer.deformed[0, 0], (32, 48)).reshape(-1, 2).flip(-1)  # Matplotlib wants (x, y)
+    np.testing.assert_allclose(deformed, expected.numpy(), rtol=1e-5)
+    assert np.abs(np.asarray(deformed) - np.asarray(reference)).max() > 1e-3
+
+
+def test_figure_of_a_model_without_points_is_told():
+    from deformvit import figures
+
+    with pytest.raises(ValueError, match="no deformable layers"):
+        figures.points(torch.rand(3, 8, 8), [])
+
+
+def test_convert_reports(tmp_path, golden, capsys):
+    torch.save(golden("dat_micro").state_dict(), tmp_path / "micro.pth")
+    err = fails(capsys, "convert", tmp_path / "micro.pth", tmp_path / "out.safetensors", "--model", "dat_tiny")
+    assert "micro.pth: the checkpoint is of another architecture" in err
+    assert not (tmp_path / "out.safetensors").exists()
+    err = fails(capsys, "convert", tmp_path / "none.pth", tmp_path / "out.safetensors", "--model", "dat_tiny")
+    assert "none.pth: no such file" in err
+
+
+def test_convert_a_released_file(tmp_path, golden, capsys, photo):
+    torch.save({"model": golden("dat_tiny").state_dict()}, tmp_path / "tiny.pth")
+    target = tmp_path / "tiny.safetensors"
+    deformvit("convert", tmp_path / "tiny.pth", target, "--model", "dat_tiny", "--dtype", "float32")
+    assert "dat_tiny, 28,319,138 parameters, 1000 classes" in capsys.readouterr().out
+    deformvit("predict", photo, "--model", target, "--top", "2")
+    assert capsys.readouterr().out.count("%") == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
+        (["predict", "sample", "--top", "0"], "top and batch_size must be at least 1, got 0"),
+        (["eval", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
+        (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),
+        (["train", "demo", "--model.name", "dat_giant"], "dat_giant"),
+        (["figure", "points", "sample", "--device", "warp"], "device 'warp'"),
+    ],
+)
+def test_errors_are_one_line(capsys, args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    err = fails(capsys, *args)
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_bad_value_of_an_option_is_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        deformvit("train", "demo", "--run.epochs", "0")
+    assert stop.value.code == 2
+    assert "run.epochs must be positive, got 0" in capsys.readouterr().err
+
+
+def test_eval_on_other_classes_is_told(trained, tmp_path, capsys):
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "val" / "cat" / "a.png")
+    assert "has classes cat, ... (1), but" in fails(capsys, "eval", "--model", trained, "--data", tmp_path)
+
+
+def test_empty_folder_is_told(tmp_path, capsys):
+    assert "no images in this folder" in fails(capsys, "predict", tmp_path)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["train", "demo"], ["eval"], ["predict"], ["figure"], ["convert"]])
+def test_help(command):
+    shown = subprocess.run(
+        [sys.executable, "-m", "deformvit.cli", *command, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "usage: deformvit" in shown
+    if command == ["train", "demo"]:
+        assert "--optim.lr" in shown
+        assert "Peak learning rate" in shown
