@@ -46,7 +46,16 @@ def multiply_adds(name: str, **arguments: Any) -> tuple[int, float, float]:
     return parameters, (total - sampling) / 2e9, sampling / 2e9
 
 
+def equation_7(height: int, width: int, keys: int, channels: int, kernel: int) -> tuple[int, int]:
+    """Multiply-adds of deformable attention without and of the offset network, by the paper's formula."""
+    area = height * width
+    attention = 2 * area * keys * channels + 2 * area * channels**2 + 2 * keys * channels**2
+    return attention, (kernel**2 + 2) * keys * channels
+
+
 def main() -> None:
+    attention, offsets = equation_7(14, 14, 49, 384, 5)
+    print(f"Equation 7, stage 3 of Swin-T: {attention / 1e6:.2f} M + offset network {offsets / 1e6:.2f} M\n")
     print("| model | parameters | paper | multiply-adds (G) | paper | bilinear sampling (G) |")
     print("|---|---|---|---|---|---|")
     for name in (*PAPER, "dat_nano"):

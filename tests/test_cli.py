@@ -118,6 +118,13 @@ def test_figure_moves_with_the_points(trained, tmp_path):
     assert np.abs(np.asarray(deformed) - np.asarray(reference)).max() > 1e-3
 
 
+def test_figure_without_matplotlib_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith(("deformvit.figures", "matplotlib."))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install 'deformvit[figures]'" in fails(capsys, "figure", "points", "photo")
+
+
 def test_figure_of_a_model_without_points_is_told():
     from deformvit import figures
 
@@ -148,7 +155,8 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
     [
         (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
         (["predict", "sample", "--top", "0"], "top and batch_size must be at least 1, got 0"),
-        (["eval", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
+        (["eval", "--data", "sample", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
+        (["eval", "--data", "sample", "--batch-size", "0"], "batch_size must be at least 1"),
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),
         (["train", "demo", "--model.name", "dat_giant"], "dat_giant"),
         (["figure", "points", "sample", "--device", "warp"], "device 'warp'"),
@@ -172,6 +180,21 @@ def test_eval_on_other_classes_is_told(trained, tmp_path, capsys):
     (tmp_path / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "val" / "cat" / "a.png")
     assert "has classes cat, ... (1), but" in fails(capsys, "eval", "--model", trained, "--data", tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_corrupt_training_image_is_named(tmp_path, capsys, workers):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / split / "cat" / f"{i}.png")
+    (tmp_path / "train" / "cat" / "2.png").write_bytes(b"no image")
+    err = fails(
+        capsys, *TINY_RUN, "--data.root", tmp_path, "--data.workers", workers, "--data.batch-size", 4,
+        "--run.output", tmp_path / "run",
+    )  # fmt: skip
+    assert "cat/2.png: not a readable image" in err
+    assert err.count("\n") == 1
 
 
 def test_empty_folder_is_told(tmp_path, capsys):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deformvit.models.files import ModelInfo
 
 DEFAULT_MODEL = "dat_nano.cifar10"
+EXTRAS = {"pyarrow": "train", "tensorboard": "train", "matplotlib": "figures"}
+"""Which extra installs what not every command needs."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 if TYPE_CHECKING:
@@ -44,8 +46,8 @@ def train(config: Recipe) -> None:
 
 
 def evaluate(
+    data: Annotated[str, tyro.conf.arg(aliases=["-d"])],
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
-    data: str = "sample",
     batch_size: int = 256,
     workers: int = 1,
     device: str = "auto",
@@ -54,8 +56,8 @@ def evaluate(
     """Measure the accuracy of a model file or of packaged weights on labelled images.
 
     Args:
-        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
         data: a folder, parquet files or `sample`, as in training; the validation split is used.
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
         batch_size: images per step.
         workers: loader processes.
         device: a torch device; auto takes the GPU if there is one.
@@ -64,19 +66,22 @@ def evaluate(
     from torch.utils.data import DataLoader
 
     from deformvit.data import DataError, eval_transform, open_split
-    from deformvit.engine.loop import pick_device
+    from deformvit.engine.runtime import pick_device
     from deformvit.models import files
     from deformvit.tasks import classification
 
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+    place = pick_device(device)
     network, info = files.load(model)
     transform = eval_transform(info.img_size, info.crop_pct, resize or info.resize, info.mean, info.std)
     images = open_split(data, "val", transform)
-    if list(images.classes) != list(info.classes):
+    numbered = info.classes == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
+    if list(images.classes) != list(info.classes) and not numbered:
         raise DataError(
             f"{data} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {model} knows "
             f"{', '.join(info.classes[:5])}, ... ({len(info.classes)})"
         )
-    place = pick_device(device)
     metrics = classification.evaluate(
         network.to(place), DataLoader(images, batch_size, num_workers=workers), place, progress=sys.stderr.isatty()
     )
@@ -103,7 +108,7 @@ def predict(
     """
     import torch
 
-    from deformvit.engine.loop import pick_device
+    from deformvit.engine.runtime import pick_device
     from deformvit.models import files
 
     if top < 1 or batch_size < 1:
@@ -156,7 +161,7 @@ def figure(
     import torch
 
     from deformvit import figures
-    from deformvit.engine.loop import pick_device
+    from deformvit.engine.runtime import pick_device
     from deformvit.models import files, trace
 
     inputs, place = _inputs(images), pick_device(device)
@@ -280,7 +285,16 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=args)
     except UserError as error:
-        print(f"deformvit: {error}", file=sys.stderr)
+        message = str(error).strip()
+        if message.startswith("Caught ") and "DataLoader worker" in message:  # the error is the traceback's last line
+            message = message.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        print(f"deformvit: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"deformvit: this needs {error.name}: pip install 'deformvit[{extra}]'", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

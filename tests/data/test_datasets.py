@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,29 @@ def test_image_folder(tmp_path):
     assert (image.getpixel((0, 0)), label) == ((100, 0, 0), 1)
 
 
+def test_other_layouts(tmp_path):
+    """Parquet files in a folder per split, and one file whose column names the split."""
+    write_parquet(tmp_path / "train" / "0000.parquet", [png(1)], [0])
+    write_parquet(tmp_path / "test" / "0000.parquet", [png(2)], [1])
+    assert [len(open_split(str(tmp_path), split)) for split in ("train", "val")] == [1, 1]
+    single = tmp_path / "all.parquet"
+    write_parquet(single, [png(i) for i in range(5)], [0, 1, 0, 1, 0])
+    table = pq.read_table(single).append_column("split", [["train", "validation", "test", "train", "test"]])
+    pq.write_table(table, single)
+    assert open_split(str(single), "val").labels == [1]  # validation before test, not both
+    pq.write_table(table.filter(pa.array([True, False, False, True, False])), single)
+    with pytest.raises(DataError, match="the val split is empty"):
+        open_split(str(single), "val")
+
+
+def test_folder_pickles_for_workers_started_anew(tmp_path):
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(png(7))
+    images = pickle.loads(pickle.dumps(open_split(str(tmp_path), "train")))
+    assert images[0][0].getpixel((0, 0)) == (7, 0, 0)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -96,6 +120,9 @@ def test_missing_things_are_named(tmp_path):
 def test_wrong_columns_and_labels_are_named(tmp_path):
     pq.write_table(pa.table({"picture": [b""], "label": [0]}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match="no Image column among picture, label"):
+        open_split(str(tmp_path), "train")
+    write_parquet(tmp_path / "train.parquet", [png()], ["cat"], names=())
+    with pytest.raises(DataError, match="column label must hold class numbers, found string"):
         open_split(str(tmp_path), "train")
     write_parquet(tmp_path / "train.parquet", [png(), png()], [0, 7])
     with pytest.raises(DataError, match="row 1 has label 7, expected 0 to 1"):

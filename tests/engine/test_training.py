@@ -92,11 +92,12 @@ def test_it_learns_and_leaves_a_usable_model(images, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_equals_the_uninterrupted_one(images, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "amp"), [(0, "none"), (2, "none"), (0, "bf16"), (0, "fp16")])
+def test_resumed_run_equals_the_uninterrupted_one(images, tmp_path, workers, amp):
     options = {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25}
     whole, parts = small(images, tmp_path / "whole", **options), small(images, tmp_path / "parts", **options)
     whole.data.workers = parts.data.workers = workers
+    whole.run.amp = parts.run.amp = amp
     run(whole)
 
     class Stop(Exception):
@@ -136,7 +137,7 @@ def test_killed_process_resumes(images, tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert 2 <= checkpoint.load(tmp_path / "killed" / "last.pt")["epoch"] <= 6
+    assert 1 <= checkpoint.load(tmp_path / "killed" / "last.pt")["epoch"] <= 6
 
     refused = subprocess.run(command("killed"), capture_output=True, text=True)
     assert refused.returncode == 1
@@ -195,6 +196,23 @@ def test_start_from_a_checkpoint_of_other_classes(images, tmp_path):
     before, _ = load_model(second.model.checkpoint)
     assert torch.equal(model.stem.conv.weight, before.stem.conv.weight)
     assert model.head.fc.weight.shape[0] == 3
+
+
+def test_start_from_a_checkpoint_of_another_model_is_told(images, tmp_path):
+    config = small(images, tmp_path / "first", epochs=1)
+    run(config)
+    config.model.checkpoint = str(tmp_path / "first" / "best.safetensors")
+    config.model.args["dims"] = "(8, 16, 16, 32)"
+    with pytest.raises(UserError, match=r"best\.safetensors: the checkpoint is of another architecture"):
+        Classification(config).build_model()
+
+
+def test_model_gets_the_size_it_is_trained_at(images, tmp_path):
+    config = small(images, tmp_path / "run", epochs=1)
+    config.data.img_size = 48
+    run(config)
+    model, info = load_model(str(tmp_path / "run" / "best.safetensors"))
+    assert (info.img_size, model.img_size) == (48, (48, 48))
 
 
 def test_weight_decay_spares_norms_biases_and_tables(images, tmp_path):

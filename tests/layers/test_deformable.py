@@ -110,11 +110,20 @@ def test_image_of_a_batch_is_independent_of_the_others():
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
 
 
-def test_transposed_map_is_not_the_same_map():
-    """With a table that differs along y and x, swapping the axes of a square map must change the result."""
-    layer = wake_offsets(DeformableAttention(16, 4, 2)).eval()
-    x = torch.randn(1, 16, 6, 6)
-    assert (layer(x) - layer(x.transpose(2, 3)).transpose(2, 3)).abs().max() > 1e-3
+def test_transposed_network_on_the_transposed_map():
+    """y and x are treated alike: swapping them in the map, the kernels, the offsets and the table swaps the output."""
+    layer = wake_offsets(DeformableAttention(16, 4, 2, table_size=(4, 6))).double()
+    other = DeformableAttention(16, 4, 2, table_size=(6, 4)).double()
+    weights = dict(layer.state_dict())
+    for name in ("points.offset_net.0.weight", "bias_table"):
+        weights[name] = weights[name].transpose(-1, -2)
+    weights["points.offset_net.3.weight"] = weights["points.offset_net.3.weight"].flip(0)
+    other.load_state_dict(weights)
+    x = torch.randn(1, 16, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), other(x.transpose(2, 3)).transpose(2, 3))
+    weights["points.offset_net.3.weight"] = weights["points.offset_net.3.weight"].flip(0)  # (x, y) for (y, x)
+    other.load_state_dict(weights)
+    assert (layer(x) - other(x.transpose(2, 3)).transpose(2, 3)).abs().max() > 1e-2
 
 
 def test_memory_format_does_not_matter():
@@ -134,14 +143,31 @@ def test_autocast_error_is_of_the_order_of_rounding(dtype):
     assert error < 16 * torch.finfo(dtype).eps
 
 
+def test_whole_layer_in_bfloat16():
+    layer = wake_offsets(DeformableAttention(32, 4, 2))
+    x = torch.randn(2, 32, 7, 5)
+    expected = layer(x)
+    low = layer.bfloat16()(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - expected).norm() / expected.norm() < 0.1
+
+
 def test_table_of_another_size_is_interpolated():
-    layer = wake_offsets(DeformableAttention(16, 4, 2, table_size=(7, 7)))
-    flat = DeformableAttention(16, 4, 2, table_size=(7, 7))
-    flat.load_state_dict(layer.state_dict())
-    with torch.no_grad():
-        flat.bias_table.fill_(3.0)  # a constant bias is none at all, at every size, while points stay on the map
-    x = torch.randn(1, 16, 11, 4)
-    assert (layer(x) - flat(x)).abs().max() > 1e-3
+    """A table linear in the displacement is the same function at any size, so two table sizes must agree."""
+    small = wake_offsets(DeformableAttention(16, 4, 2, table_size=(3, 5), bound="clamp")).double()
+    large = DeformableAttention(16, 4, 2, table_size=(9, 4), bound="clamp").double()
+    large.load_state_dict({n: p for n, p in small.state_dict().items() if n != "bias_table"}, strict=False)
+    for layer in (small, large):
+        rows, cols = layer.bias_table.shape[1:]
+        y, x = torch.linspace(-1, 1, rows)[:, None], torch.linspace(-1, 1, cols)
+        layer.bias_table.data = (2 * y - 3 * x).double().expand(4, -1, -1).clone()
+    image = torch.randn(1, 16, 11, 4, dtype=torch.float64)
+    torch.testing.assert_close(small(image), large(image), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():  # and a constant one is none
+        small.bias_table.fill_(3.0)
+    none = DeformableAttention(16, 4, 2, position="none", bound="clamp").double()
+    none.load_state_dict({n: p for n, p in small.state_dict().items() if n != "bias_table"})
+    torch.testing.assert_close(small(image), none(image))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import sys
+from types import ModuleType
 
 import pytest
 import timm
@@ -133,7 +135,13 @@ def test_whole_yaml_in_capitals(case):
             {"use_pes": [True] * 4, "dwc_pes": [True] * 4, "fixed_pes": [True] * 4},
             "stage 1: dwc_pes and fixed_pes are both set",
         ),
-        ({"use_dwc_mlps": [True, False, True, True]}, "use_dwc_mlps: expected the same value"),
+        ({"depths": 2}, "depths: expected a list.*got 2"),
+        ({"heads": None}, "heads: expected 4 values.*got None"),
+        ({"window_sizes": 7}, "window_sizes: expected 4 values.*got 7"),
+        ({"offset_range_factor": ["two"] * 4}, "offset_range_factor: 'two' is no number"),
+        ({"use_pes": [1, 1, 1, 1]}, "use_pes: 1 is no bool"),
+        ({"expansion": "four"}, "expansion: expected a number, got 'four'"),
+        ({"use_conv_patches": True, "patch_size": 2}, "use_conv_patches: only with patch_size 4"),
         ({"heads": [3, 2, 4, 8]}, "dim=8, num_heads=3"),
         ({"window_sizes": [0, 4, 4, 2]}, "window 0"),
     ],
@@ -192,11 +200,23 @@ def test_file_of_a_registered_model(tmp_path, golden):
     assert not (tmp_path / "small.safetensors").exists()
 
 
-def test_configuration_objects_beside_the_weights_are_ignored(released):
+def test_configuration_objects_beside_the_weights_are_ignored(released, monkeypatch):
+    """The released training script stores its nested configuration, a mapping class of a package nobody needs here."""
+
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    package = ModuleType("yacs.config")
+    package.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, "yacs", ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", package)
+    config = CfgNode(MODEL=CfgNode(TYPE="DAT", DAT=CfgNode(depths=[2, 2])), LR=0.1)
+    config.frozen = True
     state = torch.load(released / "micro.pth", weights_only=True)
-    state["config"] = argparse.Namespace(lr=0.1)
-    torch.save(state, released / "args.pth")
-    convert_file(released / "args.pth", released / "out.safetensors", config=released / "micro.yaml")
+    torch.save(state | {"config": config, "args": argparse.Namespace(lr=0.1)}, released / "full.pth")
+    convert_file(released / "full.pth", released / "out.safetensors", config=released / "micro.yaml")
+    assert load_model(str(released / "out.safetensors"))[1].img_size == 64
 
 
 def test_nothing_is_executed(released):
@@ -227,6 +247,37 @@ def test_truncated_files_are_told(case, tmp_path, keep, suffix):
     cut.write_bytes(source.read_bytes()[:keep])
     with pytest.raises(ConversionError, match=r"cut\.(pth|safetensors): (the file is empty|damaged, truncated)"):
         convert_file(cut, tmp_path / "out.safetensors", model="dat_tiny")
+
+
+def test_old_format_cut_anywhere_is_told(tmp_path):
+    whole = tmp_path / "whole.pth"
+    torch.save({"cls_head.weight": torch.ones(2, 3)}, whole, _use_new_zipfile_serialization=False)
+    data, cut = whole.read_bytes(), tmp_path / "cut.pth"
+    for keep in range(1, len(data), 7):
+        cut.write_bytes(data[:keep])
+        with pytest.raises(ConversionError, match=r"cut\.pth: (damaged, truncated|holds)"):
+            convert_file(cut, tmp_path / "out.safetensors", model="dat_tiny")
+
+
+def test_image_args_are_checked(released):
+    source, target, config = released / "micro.pth", released / "out.safetensors", released / "micro.yaml"
+    convert_file(source, target, config=config, image_args={"crop_pct": "0.9", "resize": "shorter"})
+    assert (load_model(str(target))[1].crop_pct, load_model(str(target))[1].resize) == (0.9, "shorter")
+    for name, value in (("img_size", "abc"), ("resize", "round"), ("crop_pct", "0"), ("colour", "1")):
+        with pytest.raises(ConversionError, match=name):
+            convert_file(source, target, config=config, image_args={name: value})
+
+
+def test_unused_offset_network_is_dropped(case):
+    model = model_from_official(case.config | {"no_offs": [True] * 4})
+    load_official(model, case.state_dict())
+    assert model.stages[2].blocks[1].attn.points.offset_net is None
+
+
+def test_convolutional_mlps_by_stage(golden):
+    case = golden("dat_micro_dwc_conv")
+    model = model_from_official(case.config | {"use_dwc_mlps": [True, False, False, True]})
+    assert [stage.blocks[0].mlp.conv is not None for stage in model.stages] == [True, False, False, True]
 
 
 def test_wrong_use_is_told(released):

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from deformvit import load_model, record_points, save_model
+from deformvit import DeformableAttention, figures, load_model, record_points, save_model
 from deformvit.models import files
 from deformvit.models.files import ModelFileError, ModelInfo
 
@@ -86,6 +86,9 @@ def test_packaged_weights_are_small_and_described():
     model, info = load_model("dat_nano.cifar10")
     assert info.classes[3] == "cat"
     assert info.metrics["top1"] > 80
+    other = timm.create_model("dat_nano", pretrained=True, num_classes=4, in_chans=1)
+    assert torch.equal(other.stages[3].blocks[0].attn.q.weight, model.stages[3].blocks[0].attn.q.weight)
+    assert other(torch.randn(1, 1, 40, 32)).shape == (1, 4)
     same = timm.create_model("dat_nano.cifar10", pretrained=True).eval()
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(model(x), same(x))
@@ -107,10 +110,37 @@ def test_recording_sees_every_layer_and_changes_nothing(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["dat_nano", "dat_tiny"])
+def test_points_lie_where_the_network_sees(name):
+    """A pixel of a map is drawn in the middle of the image pixels that can change it."""
+    model = timm.create_model(name, num_classes=3).eval()
+    for stage, (stride, first) in enumerate(model.stage_geometry().values()):
+        image = torch.zeros(1, 3, 128, 256, requires_grad=True)
+        x = model.stem.conv(image)
+        for i in range(1, stage + 1):
+            x = model.stages[i].downsample.conv(x)
+        row, col = x.shape[2] // 2, x.shape[3] // 4
+        x[0, :, row, col].sum().backward()
+        seen = image.grad.abs().sum((0, 1)).nonzero().float()
+        centre = (seen.amin(0) + seen.amax(0) + 1) / 2
+        assert centre.tolist() == [row * stride + first, col * stride + first]
+
+
 def test_points_in_image_pixels(model):
     with record_points(model) as trace:
         model(torch.randn(1, 3, 32, 64))
     layer = trace.layers[0]
     assert layer.feature_hw == (8, 16)
-    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # centres of the first and last cell of 4 x 4 pixels
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    assert layer.pixels(corners, (32, 64)).tolist() == [[0.5, 0.5], [28.5, 60.5]]
+
+
+def test_points_of_a_layer_in_another_network():
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(4), DeformableAttention(8, 2, 2))
+    with record_points(network) as trace:
+        network(torch.randn(1, 8, 32, 64))
+    (layer,) = trace.layers
+    assert (layer.name, layer.feature_hw) == ("1", (8, 16))
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     assert layer.pixels(corners, (32, 64)).tolist() == [[2.0, 2.0], [30.0, 62.0]]
+    assert figures.points(torch.rand(3, 32, 64), trace.layers, title="$a$.png $b").axes

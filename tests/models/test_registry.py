@@ -36,9 +36,9 @@ def test_parameters_as_published(name, count):
 
 @pytest.mark.parametrize(
     ("change", "millions"),
-    [  # Table 6 and 7, parameters as printed
-        ({"offsets": False, "position": "none"}, 28.29),
-        ({"offsets": False}, 28.32),
+    [  # Tables 6 and 7, parameters as printed; the paper counts the offset network even where offsets are off
+        ({"offsets": False, "position": "none"}, 28.28),  # printed: 28.29
+        ({"offsets": False}, 28.31),  # printed: 28.32
         ({"position": "none"}, 28.29),
         ({"position": "fixed"}, 29.73),
         ({"position": "dwconv"}, 28.31),
@@ -51,9 +51,7 @@ def test_parameters_as_published(name, count):
 def test_ablation_rows_have_the_published_size(change, millions):
     with torch.device("meta"):
         model = timm.create_model("dat_tiny", **change)
-    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == pytest.approx(
-        millions, abs=0.011
-    )
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,6 +122,9 @@ def test_timm_contract_basics():
     assert all(name.endswith("bias_table") for name in undecayed)
     features = timm.create_model("dat_nano", features_only=True, out_indices=(1, 3))
     assert [tuple(f.shape) for f in features(torch.randn(1, 3, 40, 56))] == [(1, 64, 10, 14), (1, 256, 3, 4)]
+    early = timm.create_model("dat_nano", features_only=True, out_indices=(0, 1))
+    sum(f.sum() for f in early(torch.randn(1, 3, 40, 56))).backward()
+    assert all(parameter.grad is not None for parameter in early.parameters())  # what is not needed is gone
 
 
 def test_checkpointing_changes_nothing():
@@ -166,6 +167,7 @@ def test_one_value_stands_for_all_stages():
     common = {
         "dim": (1, 2), "num_heads": (1, 1), "window_size": 7, "groups": 1, "stride": (1, 2), "reduction": 1,
         "offset_kernel": 3, "offset_range": 2.0, "bound": "range", "offsets": True, "position": "relative",
+        "conv_mlp": "none",
     }  # fmt: skip
     first, second = stage_specs((2, 4), ("window shifted", ["window", "deformable"]), **common)
     assert (first.window_size, second.stride, first.position) == (7, 2, "relative")

@@ -68,9 +68,9 @@ def test_sample_keeps_positions_in_float32_for_low_precision_features():
     torch.testing.assert_close(grid.sample(x, pos), grid.sample(x.float(), pos).bfloat16())
 
 
-def test_to_pixels_puts_ends_on_pixel_centres():
+def test_to_index_puts_ends_on_the_first_and_last_pixel():
     ends = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]])
-    assert grid.to_pixels(ends, 3, 5).tolist() == [[0.5, 0.5], [2.5, 4.5], [1.5, 2.5]]
+    assert grid.to_index(ends, 3, 5).tolist() == [[0.0, 0.0], [2.0, 4.0], [1.0, 2.0]]
 
 
 def test_unknown_convention_is_named():

@@ -6,16 +6,16 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from deformvit.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Transform = Callable[[Image.Image], Any]
 SAMPLES = Path(__file__).parent / "samples"
@@ -50,6 +50,10 @@ class ParquetImages(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, files: list[Path], split: str, transform: Transform | None = None) -> None:
+        import pyarrow as pa  # here, as predicting from image files does not need it
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
         try:
             table = pa.concat_tables([pq.read_table(file) for file in files])
         except (pa.ArrowInvalid, OSError) as error:
@@ -59,11 +63,18 @@ class ParquetImages(Dataset[tuple[Any, int]]):
         features = features.get("info", {}).get("features", {})
         image, label = self._column(table, features, "Image"), self._column(table, features, "ClassLabel")
         if "split" in table.column_names:
-            table = table.filter(pc.is_in(table["split"], pa.array(SPLITS[split])))
-        images = table[image].combine_chunks()
-        self.images = images.field("bytes") if pa.types.is_struct(images.type) else images
+            present = set(table["split"].unique().to_pylist())
+            table = table.filter(
+                pc.equal(table["split"], next((name for name in SPLITS[split] if name in present), ""))
+            )
+        images = table[image]
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        self.images = images.cast(pa.large_binary()).combine_chunks()  # 64-bit offsets: more than 2 GiB of images
         self.labels: list[int] = table[label].to_pylist()
         known = features.get(label, {}).get("names")
+        if not known and not pa.types.is_integer(table[label].type):
+            raise DataError(f"{self.name}: column {label} must hold class numbers, found {table[label].type}")
         self.classes: list[str] = known or [str(i) for i in range(max(self.labels, default=-1) + 1)]
         for row, value in enumerate(self.labels):
             if not isinstance(value, int) or not 0 <= value < len(self.classes):
@@ -89,12 +100,17 @@ class ParquetImages(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), self.labels[index]
 
 
+def load_file(path: str) -> Image.Image:
+    """Loader of an image folder."""
+    return decode(Path(path), path)
+
+
 class FolderImages(ImageFolder):
     """torchvision's image folder, with errors that name the file."""
 
     def __init__(self, root: Path, transform: Transform | None = None) -> None:
         try:
-            super().__init__(str(root), transform=transform, loader=lambda path: decode(Path(path), path))
+            super().__init__(str(root), transform=transform, loader=load_file)
         except (FileNotFoundError, OSError) as error:
             raise DataError(f"{root}: not a folder of class folders with images ({error})") from error
 
@@ -110,19 +126,29 @@ def open_split(root: str, split: str, transform: Transform | None = None) -> Par
         DataError: nothing there, with what was looked for.
     """
     path = SAMPLES / "fashion_mnist.parquet" if root == "sample" else Path(root)
+    if not path.exists():
+        raise DataError(f"data.root {root!r}: no such file or folder")
+    images: ParquetImages | FolderImages | None = None
     if path.is_file():
         images = ParquetImages([path], split, transform)
-        if len(images) == 0:
-            raise DataError(f"{path}: no rows of split {split!r}")
-        return images
-    if not path.is_dir():
-        raise DataError(f"data.root {root!r}: no such file or folder")
-    for name in SPLITS[split]:
-        if (path / name).is_dir():
-            return FolderImages(path / name, transform)
-        for folder in (path, path / "data"):
-            files = sorted(f for f in folder.glob("*.parquet") if f.stem.split("-")[0].split("_")[0] == name)
+    else:
+        for name in SPLITS[split]:
+            files = [f for folder in (path, path / "data") for f in sorted(folder.glob("*.parquet")) if _names(f, name)]
+            files = files or sorted((path / name).glob("*.parquet"))
             if files:
-                return ParquetImages(files, split, transform)
-    looked = ", ".join(f"{name}/ or {name}*.parquet" for name in SPLITS[split])
-    raise DataError(f"{path}: no {split} images; looked for {looked}")
+                images = ParquetImages(files, split, transform)
+            elif (path / name).is_dir():
+                images = FolderImages(path / name, transform)
+            if images is not None:
+                break
+    if images is None:
+        looked = ", ".join(f"{name}/ or {name}*.parquet" for name in SPLITS[split])
+        raise DataError(f"{path}: no {split} images; looked for {looked}")
+    if len(images) == 0:
+        raise DataError(f"{path}: the {split} split is empty")
+    return images
+
+
+def _names(file: Path, split: str) -> bool:
+    """Whether a parquet file is named after a split: train.parquet, train-00000-of-00002.parquet, train_0.parquet."""
+    return file.stem.split("-")[0].split("_")[0] == split

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import random
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,6 +18,7 @@ from deformvit.config import Config, as_dict
 from deformvit.engine import checkpoint
 from deformvit.engine.log import MetricsLog
 from deformvit.engine.optim import build_optimizer, build_schedule
+from deformvit.engine.runtime import autocast, pick_device, seed_all
 from deformvit.errors import UserError
 from deformvit.storage import write_atomically
 
@@ -50,38 +48,8 @@ class Task(Protocol):
         """Write weights that can be used without the run, with what is needed to use them."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss became infinite or not a number."""
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: a device that torch does not know or this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[Any]:
-    """The mixed-precision context that ``run.amp`` names."""
-    if amp == "none":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
 def fit(task: Task, config: Config) -> dict[str, float]:
@@ -134,6 +102,7 @@ def fit(task: Task, config: Config) -> dict[str, float]:
             if metrics.get(task.main_metric, -math.inf) > best:
                 best = metrics[task.main_metric]
                 task.save_model(model, out / "best.safetensors", metrics)
+            log.write(epoch, metrics)  # before the state: a line too many is dropped on resuming, one too few is lost
             checkpoint.save(
                 last,
                 {
@@ -141,7 +110,6 @@ def fit(task: Task, config: Config) -> dict[str, float]:
                     "epoch": epoch + 1, "best": best, "metrics": metrics, "seconds": seconds,
                 },
             )  # fmt: skip
-            log.write(epoch, metrics)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"epoch {epoch + 1}/{config.run.epochs}  {shown}", flush=True)
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from deformvit.errors import UserError
 from deformvit.models.trace import LayerPoints
 
 COLOURS = ("#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c")
@@ -27,9 +29,9 @@ def points(image: Tensor, layers: Sequence[LayerPoints], index: int = 0, title: 
         ValueError: no deformable layers were recorded.
     """
     if not layers:
-        raise ValueError("no deformable layers were recorded; the model has none that move points")
+        raise UserError("no deformable layers were recorded; the model has none that move points")
     rows, cols = len(layers), max(layer.deformed.shape[1] for layer in layers)
-    figure = Figure(figsize=(2.6 * cols + 0.5, 2.6 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(3.0 * cols + 0.3, 3.0 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False)
     picture = image.permute(1, 2, 0).clamp(0, 1).float().cpu().numpy()
     for row, layer in enumerate(layers):
@@ -39,13 +41,18 @@ def points(image: Tensor, layers: Sequence[LayerPoints], index: int = 0, title: 
             if group < layer.deformed.shape[1]:
                 _panel(axis, picture, layer, index, group)
             if group == 0:
-                stage, block = (int(word) + 1 for word in layer.name.split(".")[1:4:2])
-                axis.set_title(f"stage {stage}, block {block}", fontsize=9, loc="left", fontweight="bold")
+                axis.set_title(_label(layer.name), fontsize=9, loc="left", fontweight="bold")
             if group < layer.deformed.shape[1]:
                 axis.set_title(f"group {group + 1}", fontsize=9, loc="right", color="0.35")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)  # a file may be called $1$.png
     return figure
+
+
+def _label(name: str) -> str:
+    """A layer's path in words, if it is one of our models'."""
+    found = re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.attn", name)
+    return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else name
 
 
 def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, group: int) -> None:
@@ -54,13 +61,13 @@ def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, grou
     deformed = layer.pixels(layer.deformed[index, group].cpu(), (height, width)).reshape(-1, 2).numpy()
     move = deformed - reference
     colour = COLOURS[group % len(COLOURS)]
-    size = float(np.clip(420 / len(reference), 4, 42))
+    size = float(np.clip(700 / len(reference), 12, 60))
     axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest", alpha=0.9)
     axis.quiver(
         reference[:, 1], reference[:, 0], move[:, 1], move[:, 0], angles="xy", scale_units="xy", scale=1, color="white",
-        edgecolor="black", linewidth=0.4, width=0.008, headwidth=3.5, minlength=0,
+        edgecolor="black", linewidth=0.3, width=0.007, headwidth=3.5, minlength=0,
     )  # fmt: skip
-    axis.scatter(reference[:, 1], reference[:, 0], s=size * 0.45, facecolor="white", edgecolor="black", linewidth=0.5)
+    axis.scatter(reference[:, 1], reference[:, 0], s=size * 0.4, facecolor="white", edgecolor="black", linewidth=0.4)
     axis.scatter(deformed[:, 1], deformed[:, 0], s=size, facecolor=colour, edgecolor="black", linewidth=0.5)
     # Points may leave the map, where features are zero; a tenth of the image around it is shown.
     axis.set_xlim(-0.06 * width, 1.06 * width)

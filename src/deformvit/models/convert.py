@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deformvit.errors import UserError
-from deformvit.layers import DeformableAttention, WindowAttention
+from deformvit.layers import DeformableAttention, DeformedPoints, WindowAttention
 from deformvit.layers.deformable import resize_fixed_bias
 
 
@@ -154,6 +154,11 @@ def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
 def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Weights under the released names or ours, made to load strictly into ``model`` (tables at its size)."""
     ours = convert_official(state_dict) if is_official(state_dict) else dict(unwrap(state_dict))
+    for path, module in model.named_modules():
+        if (
+            isinstance(module, DeformedPoints) and module.offset_net is None
+        ):  # the released code keeps an unused network
+            ours = {name: value for name, value in ours.items() if not name.startswith(f"{path}.offset_net.")}
     return resize_tables(ours, model)
 
 

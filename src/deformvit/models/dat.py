@@ -52,6 +52,7 @@ class StageSpec:
     bound: Bound
     offsets: bool
     position: Position
+    conv_mlp: ConvMlp
 
     def __post_init__(self) -> None:
         unknown = [b for b in self.blocks if b not in get_args(BlockName)]
@@ -171,7 +172,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 _attention(name, spec, table_size, options),
-                Mlp(spec.dim, options["expansion"], options["conv_mlp"], options["proj_drop"]),
+                Mlp(spec.dim, options["expansion"], spec.conv_mlp, options["proj_drop"]),
                 spec.dim,
                 rate,
                 options["local_perception"],
@@ -214,7 +215,7 @@ class DAT(nn.Module):
         position: * position embedding of deformable blocks: "relative", "fixed", "dwconv" or "none" (Table 6).
         convention: coordinates of deformable blocks, see :mod:`deformvit.ops.grid`.
         embed: "patch" for non-overlapping patch embedding and downsampling, "conv" for overlapping (Table 9).
-        conv_mlp: the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
+        conv_mlp: * the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
         local_perception: a depthwise 3 x 3 convolution before every block (DAT++).
         expansion: hidden channels of MLPs as a multiple of their channels.
         stem_dim: channels of the patch embedding if not ``dims[0]``; a 1 x 1 convolution then leads to stage 1.
@@ -247,7 +248,7 @@ class DAT(nn.Module):
         position: PerStage[Position] = "relative",
         convention: Convention = "v1",
         embed: Embed = "patch",
-        conv_mlp: ConvMlp = "none",
+        conv_mlp: PerStage[ConvMlp] = "none",
         local_perception: bool = False,
         expansion: float = 4.0,
         stem_dim: int | None = None,
@@ -262,12 +263,13 @@ class DAT(nn.Module):
         self.stage_specs = stage_specs(
             depths, blocks, dim=dims, num_heads=num_heads, window_size=window_size, groups=groups, stride=stride,
             reduction=reduction, offset_kernel=offset_kernel, offset_range=offset_range, bound=bound, offsets=offsets,
-            position=position,
+            position=position, conv_mlp=conv_mlp,
         )  # fmt: skip
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = dims[-1]
         self.img_size: tuple[int, int] = to_2tuple(img_size)
+        self.embed = embed
 
         conv = embed == "conv"
         self.stem = PatchEmbed(in_chans, stem_dim or dims[0], patch_size, conv, bias=True)
@@ -275,7 +277,7 @@ class DAT(nn.Module):
         if not isinstance(rates[0], list):
             rates = [[rates.pop(0) for _ in range(depth)] for depth in depths]
         options = {
-            "convention": convention, "conv_mlp": conv_mlp, "expansion": expansion,
+            "convention": convention, "expansion": expansion,
             "local_perception": local_perception, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate,
         }  # fmt: skip
         height, width = (-(-side // patch_size) for side in self.img_size)
@@ -334,6 +336,27 @@ class DAT(nn.Module):
             if i in take:
                 maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
         return maps if intermediates_only else (self.norm(x), maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last of ``indices``, and the final norm and classifier that then have no input."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        ends = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or ends:
+            self.norm = nn.Identity()
+        if prune_head or ends:
+            self.reset_classifier(0, "")
+        return take
+
+    def stage_geometry(self) -> dict[str, tuple[int, float]]:
+        """Of every stage's map, by module name: pixels between neighbours, and where the first one's centre lies.
+
+        Patches lie side by side and their centres in the middle; overlapping kernels are centred on every n-th pixel.
+        """
+        strides = {info["module"]: info["reduction"] for info in self.feature_info}
+        return {name: (stride, stride / 2 if self.embed == "patch" else 0.5) for name, stride in strides.items()}
 
     def get_classifier(self) -> nn.Module:
         """The classifier layer."""
@@ -402,7 +425,7 @@ default_cfgs = generate_default_cfgs(
         "dat_tiny.untrained": _cfg(),
         "dat_small.untrained": _cfg(),
         "dat_base.untrained": _cfg(),
-        "dat_base_384.untrained": _cfg(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0),
+        "dat_base_384.untrained": _cfg(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=384 / 438),
         "dat_nano.cifar10": _cfg(
             input_size=(3, 32, 32),
             pool_size=(2, 2),

@@ -118,6 +118,6 @@ def load(source: str) -> tuple[nn.Module, ModelInfo]:
     try:
         model = info.build()
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{path}: weights do not fit {info.name} ({error})") from error
     return model.float().eval(), info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,77 +55,94 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in _REQUIRED if key not in values]
     if missing:
         raise ConversionError(f"missing keys: {', '.join(missing)}")
-    stages = len(values["depths"])
+    depths = values["depths"]
+    if not isinstance(depths, list | tuple) or not depths or not all(type(d) is int and d > 0 for d in depths):
+        raise ConversionError(f"depths: expected a list of the stages' numbers of blocks, got {depths!r}")
+    stages = len(depths)
     if stages > len(_KERNELS):
         raise ConversionError(f"depths: at most {len(_KERNELS)} stages, got {stages}")
 
-    def column(name: str, default: Any) -> list[Any]:
-        column = list(values.get(name, [default] * stages))
-        if len(column) != stages:
-            raise ConversionError(f"{name}: expected {stages} values, one for each stage in depths, got {column}")
-        return column
+    def column(name: str, kind: type | tuple[type, ...], default: Sequence[Any] = (None,) * 4) -> list[Any]:
+        column = values.get(name, list(default[:stages]))
+        if not isinstance(column, list | tuple) or len(column) != stages:
+            raise ConversionError(f"{name}: expected {stages} values, one for each stage in depths, got {column!r}")
+        wrong = [item for item in column if not isinstance(item, kind) or (kind is int and isinstance(item, bool))]
+        if wrong:
+            raise ConversionError(f"{name}: {wrong[0]!r} is no {getattr(kind, '__name__', 'number')}")
+        return list(column)
+
+    def number(name: str, default: float, kind: type | tuple[type, ...] = (int, float)) -> Any:
+        number: Any = values.get(name, default)
+        numeric = isinstance(number, kind) and not isinstance(number, bool)
+        if not numeric or number < 0:
+            raise ConversionError(f"{name}: expected a number, got {number!r}")
+        return number
 
     blocks: list[list[str]] = []
-    for i, (spec, depth) in enumerate(zip(column("stage_spec", None), values["depths"], strict=True)):
+    for i, (spec, depth) in enumerate(zip(column("stage_spec", (list, tuple)), depths, strict=True)):
         if len(spec) != depth:
             raise ConversionError(f"stage {i + 1}: stage_spec has {len(spec)} blocks {spec}, depths says {depth}")
         strange = [letter for letter in spec if letter not in _BLOCKS]
         if strange:
             raise ConversionError(f"stage {i + 1}: unknown block {strange[0]!r}; expected one of {', '.join(_BLOCKS)}")
         blocks.append([_BLOCKS[letter] for letter in spec])
-    dims = column("dims", None)
-    stem = values.get("dim_stem", dims[0])
+    dims = column("dims", int)
+    stem = number("dim_stem", 96, int)
     for i, (low, high) in enumerate(pairwise(dims)):
         if high != 2 * low:
             raise ConversionError(f"dims {dims}: stage {i + 2} must have twice the channels of stage {i + 1}")
 
     used = {name: [name in stage for stage in blocks] for name in _BLOCKS.values()}
-    needs = {"groups": "deformable", "strides": "deformable", "sr_ratios": "reduction"}
-    default = {"groups": 1, "strides": 1, "sr_ratios": 1}
+    # Defaults are those of the released constructor; -1 marks a stage that does not use the value.
+    needs: dict[str, tuple[str, tuple[int, ...]]] = {
+        "groups": ("deformable", (-1, -1, 3, 6)), "strides": ("deformable", (-1,) * 4),
+        "sr_ratios": ("reduction", (8, 4, 2, 1)),
+    }  # fmt: skip
     numbers: dict[str, list[int]] = {}
-    for name, block in needs.items():
+    for name, (block, default) in needs.items():
         numbers[name] = []
-        for i, value in enumerate(column(name, -1)):
-            if used[block][i] and (not isinstance(value, int) or value < 1):
+        for i, value in enumerate(column(name, int, default)):
+            if used[block][i] and value < 1:
                 raise ConversionError(
                     f"{name}: stage {i + 1} has {block} blocks and needs a positive value, got {value}"
                 )
-            numbers[name].append(value if used[block][i] else default[name])
+            numbers[name].append(value if used[block][i] else 1)
 
     ranges, bounds = [], []
-    for i, factor in enumerate(column("offset_range_factor", 2)):
+    for i, factor in enumerate(column("offset_range_factor", (int, float), (1, 2, 3, 4))):
         # v1 bounds offsets only where the factor is positive, and squashes positions where it is negative.
         bound = "range" if factor > 0 or not used["deformable"][i] else "tanh" if factor < 0 else "none"
         bounds.append(bound)
         ranges.append(float(factor) if bound == "range" and factor > 0 else 2.0)
-    flags = zip(column("use_pes", False), column("dwc_pes", False), column("fixed_pes", False), strict=True)
-    conv_mlps = column("use_dwc_mlps", False)
-    if len(set(conv_mlps)) > 1:
-        raise ConversionError(f"use_dwc_mlps: expected the same value for all stages, got {conv_mlps}")
+    off = (False,) * 4
+    flags = zip(*(column(name, bool, off) for name in ("use_pes", "dwc_pes", "fixed_pes")), strict=True)
+    conv = values.get("use_conv_patches", False)
+    if conv and values.get("patch_size", 4) != 4:
+        raise ConversionError(f"use_conv_patches: only with patch_size 4 (a 7 x 7 kernel), got {values['patch_size']}")
     return {
-        "img_size": values.get("img_size", 224),
-        "patch_size": values.get("patch_size", 4),
-        "num_classes": values.get("num_classes", 1000),
-        "depths": tuple(values["depths"]),
+        "img_size": number("img_size", 224, int),
+        "patch_size": number("patch_size", 4, int),
+        "num_classes": number("num_classes", 1000, int),
+        "depths": tuple(depths),
         "dims": tuple(dims),
-        "num_heads": tuple(column("heads", None)),
+        "num_heads": tuple(column("heads", int)),
         "blocks": tuple(tuple(stage) for stage in blocks),
-        "window_size": tuple(column("window_sizes", 7)),
+        "window_size": tuple(column("window_sizes", int, (7,) * 4)),
         "groups": tuple(numbers["groups"]),
         "stride": tuple(numbers["strides"]),
         "reduction": tuple(numbers["sr_ratios"]),
         "offset_kernel": _KERNELS[:stages],
         "offset_range": tuple(ranges),
         "bound": tuple(bounds),
-        "offsets": tuple(not off for off in column("no_offs", False)),
+        "offsets": tuple(not flag for flag in column("no_offs", bool, off)),
         "position": tuple(_stage_position(i, *flag) for i, flag in enumerate(flags)),
-        "embed": "conv" if values.get("use_conv_patches", False) else "patch",
-        "conv_mlp": "plain" if conv_mlps[0] else "none",
-        "expansion": float(values.get("expansion", 4)),
+        "embed": "conv" if conv else "patch",
+        "conv_mlp": tuple("plain" if on else "none" for on in column("use_dwc_mlps", bool, off)),
+        "expansion": float(number("expansion", 4)),
         "stem_dim": stem,
-        "proj_drop_rate": float(values.get("drop_rate", 0.0)),
-        "attn_drop_rate": float(values.get("attn_drop_rate", 0.0)),
-        "drop_path_rate": float(values.get("drop_path_rate", 0.0)),
+        "proj_drop_rate": float(number("drop_rate", 0.0)),
+        "attn_drop_rate": float(number("attn_drop_rate", 0.0)),
+        "drop_path_rate": float(number("drop_path_rate", 0.0)),
     }
 
 

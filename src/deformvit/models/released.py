@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,21 @@ from deformvit.models.convert import ConversionError, load_official, unwrap
 from deformvit.models.official import official_args
 
 
-class _Inert(dict[Any, Any]):
-    """Stands in for the configuration objects that training scripts pickle beside weights; does nothing."""
+class _Inert:
+    """Stands in for the configuration objects that training scripts pickle beside weights; does nothing.
 
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        super().__init__()
+    Torch's restricted reader fills only plain mappings, so that is what an instance is.
+    """
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
 
 
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OSError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch.load raises on files cut at one place or another."""
 _INERT = ("yacs.config.CfgNode", "argparse.Namespace")
 
 
@@ -54,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: holds {found[1]} besides weights; loading it could execute code, so the file is refused"
             ) from error
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint ({_first_line(error)})") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint ({_first_line(error)})") from error
     if not isinstance(checkpoint, Mapping):
         raise ConversionError(f"{path}: expected a mapping of weights, found {type(checkpoint).__name__}")
@@ -101,7 +111,13 @@ def convert_file(
     for name, text in (image_args or {}).items():
         if name not in ("img_size", "crop_pct", "resize"):
             raise ConversionError(f"image_args: unknown {name!r}; expected img_size, crop_pct or resize")
-        setattr(info, name, type(getattr(info, name))(text))
+        try:
+            value = type(getattr(info, name))(text)
+        except ValueError as error:
+            raise ConversionError(f"image_args: {name} must be a number, got {text!r}") from error
+        if (name == "resize" and value not in ("shorter", "square")) or (name != "resize" and value <= 0):
+            raise ConversionError(f"image_args: {name} cannot be {text!r}")
+        setattr(info, name, value)
     try:
         network = info.build()
     except (RuntimeError, ValueError, TypeError) as error:
@@ -130,7 +146,9 @@ def _describe(
             raise ConversionError(f"{config}: expected a mapping, found {type(mapping).__name__}")
         arguments = official_args(mapping)
         count = arguments.pop("num_classes")
-        return files.ModelInfo("dat_tiny", arguments, _numbers(count), img_size=arguments["img_size"], resize="square")
+        size = arguments["img_size"]
+        crop_pct = size / int(256 / 224 * size)  # the released evaluation, at every size
+        return files.ModelInfo("dat_tiny", arguments, _numbers(count), size, crop_pct, "square")
     if not model:
         if known is None:
             raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")

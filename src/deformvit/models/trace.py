@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from deformvit.layers import DeformedPoints
+from deformvit.models.dat import DAT
 from deformvit.ops import grid
 
 
@@ -24,12 +25,17 @@ class LayerPoints:
     """(B, G, H_G, W_G, 2) deformed points."""
     feature_hw: tuple[int, int]
     """(H, W) of the map that is sampled."""
+    stride: int = 0
+    """Pixels of the image between neighbours on the map; 0 if unknown, then the map's cells divide the image evenly."""
+    first: float = 0.0
+    """Where in the image the centre of the map's first pixel lies, on either axis."""
 
     def pixels(self, positions: Tensor, image_hw: tuple[int, int]) -> Tensor:
         """(..., 2) positions -> (y, x) pixels of the image, the top left corner being (0, 0)."""
-        cells = grid.to_pixels(positions, *self.feature_hw)
-        scale = cells.new_tensor([image_hw[0] / self.feature_hw[0], image_hw[1] / self.feature_hw[1]])
-        return cells * scale
+        index = grid.to_index(positions, *self.feature_hw)
+        if self.stride:
+            return index * self.stride + self.first
+        return (index + 0.5) * index.new_tensor([image_hw[0] / self.feature_hw[0], image_hw[1] / self.feature_hw[1]])
 
 
 @dataclass
@@ -47,6 +53,7 @@ def record_points(model: nn.Module) -> Iterator[Trace]:
     """
     trace = Trace()
     handles = []
+    geometry = model.stage_geometry() if isinstance(model, DAT) else {}
     for name, module in model.named_modules():
         if isinstance(module, DeformedPoints):
 
@@ -56,7 +63,9 @@ def record_points(model: nn.Module) -> Iterator[Trace]:
                 assert isinstance(layer, DeformedPoints)
                 height, width = inputs[0].shape[-2:]
                 reference = layer.reference(height, width, device=output.device, dtype=output.dtype)
-                trace.layers.append(LayerPoints(name, reference, output.detach().clone(), (height, width)))
+                stride, first = next((g for stage, g in geometry.items() if name.startswith(f"{stage}.")), (0, 0.0))
+                points = LayerPoints(name, reference, output.detach().clone(), (height, width), stride, first)
+                trace.layers.append(points)
 
             handles.append(module.register_forward_hook(hook))
     try:

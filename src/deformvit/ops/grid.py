@@ -121,11 +121,7 @@ def sample(x: Tensor, pos: Tensor) -> Tensor:
     return F.grid_sample(x, pos.flip(-1), mode="bilinear", align_corners=True)
 
 
-def to_pixels(pos: Tensor, height: int, width: int) -> Tensor:
-    """Positions in pixels of a height x width image, (y, x), the top left pixel's *corner* being (0, 0).
-
-    A feature map's first and last pixel centres are at -1 and 1; on the image its pixels are cells of equal size. The
-    function is given the size of the *feature map* in cells; multiply by the cell's size to draw on the image.
-    """
+def to_index(pos: Tensor, height: int, width: int) -> Tensor:
+    """Positions as fractional (row, column) of a height x width map, (0, 0) being the centre of its first pixel."""
     size = torch.tensor([height, width], device=pos.device, dtype=pos.dtype)
-    return (pos + 1) / 2 * (size - 1) + 0.5
+    return (pos + 1) / 2 * (size - 1)

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from deformvit.config import Config
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.errors import UserError
-from deformvit.models import files
-from deformvit.models.convert import adapt
+from deformvit.models import convert, files, released
 
 Batch = tuple[Tensor, Tensor]
 
@@ -72,25 +71,34 @@ class Classification:
         """Arguments of the model besides the number of classes."""
         model = self.config.model
         args = parse_args(model.args)
-        if model.drop_path_rate:
-            args["drop_path_rate"] = model.drop_path_rate
+        if self.config.data.img_size and timm.models.is_model_in_modules(model.name, ["dat"]):
+            args.setdefault("img_size", self.config.data.img_size)  # position tables for the size that is trained
         return args
 
     def build_model(self) -> nn.Module:
         """The network, from ``model.checkpoint`` where that is set; a classifier of other classes starts anew."""
         try:
-            model = timm.create_model(self.config.model.name, num_classes=len(self.classes), **self.model_args())
+            model = timm.create_model(
+                self.config.model.name, num_classes=len(self.classes), **self.model_args(),
+                drop_path_rate=self.config.model.drop_path_rate or None,
+            )  # fmt: skip
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"model {self.config.model.name!r} with {self.model_args()}: {error}") from error
         if self.config.model.checkpoint:
-            tensors, _ = files.read(files.resolve(self.config.model.checkpoint))
-            head = model.get_classifier().weight
-            key = next((name for name, parameter in model.named_parameters() if parameter is head), None)
-            if key and key in tensors and tensors[key].shape != head.shape:
-                prefix = key.removesuffix("weight")
-                tensors |= {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
-            model.load_state_dict(adapt(tensors, model))
+            self._load(model, files.resolve(self.config.model.checkpoint))
         return model
+
+    def _load(self, model: nn.Module, path: Path) -> None:
+        tensors = convert.adapt(released.read_checkpoint(path), model)
+        classifier = model.get_classifier()  # type: ignore[operator]
+        prefix = next(name for name, module in model.named_modules() if module is classifier)
+        fresh = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
+        if any(name in tensors and tensors[name].shape != value.shape for name, value in fresh.items()):
+            tensors |= fresh
+        try:
+            convert.load_official(model, tensors)
+        except convert.ConversionError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def steps_per_epoch(self) -> int:
         """Whole batches only."""
@@ -122,7 +130,7 @@ class Classification:
         """A model file that predicts on its own, see :mod:`deformvit.models.files`."""
         data = self.config.data
         info = files.ModelInfo(
-            name=self.config.model.name, args=parse_args(self.config.model.args), classes=self.classes,
+            name=self.config.model.name, args=self.model_args(), classes=self.classes,
             img_size=data.img_size, crop_pct=data.crop_pct, resize=data.resize, mean=data.mean, std=data.std,
             metrics=metrics,
         )  # fmt: skip

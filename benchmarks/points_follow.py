@@ -1,0 +1,49 @@
+"""Do deformed points move with the object? Share of points that lie on the garment, on the embedded test images.
+
+    python benchmarks/points_follow.py runs/demo/best.safetensors
+
+For every deformable layer: the share of reference points on the garment (pixels brighter than a tenth), of deformed
+points, and, as a control, of the points that the model deformed for *another* test image. Only the gap between the last
+two tells that points depend on what is in the image; the gap to the first may be a move that is the same for all.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from deformvit import load_model, record_points
+from deformvit.data import eval_transform, open_split
+from deformvit.ops import grid
+
+
+def main(model_file: str) -> None:
+    model, info = load_model(model_file)
+    images = open_split("sample", "val", eval_transform(info.img_size, 1.0, info.resize, info.mean, info.std))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500].tolist()
+    batch = torch.stack([images[i][0] for i in order])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (info.mean, info.std))
+    garment = ((batch * std + mean).mean(1, keepdim=True) > 0.1).float()
+    with torch.inference_mode(), record_points(model) as trace:
+        model(batch)
+
+    def share(pixels: torch.Tensor) -> float:  # (B, points, 2) -> percent on the garment, outside counted as off it
+        positions = (pixels - 0.5) / (info.img_size - 1) * 2 - 1
+        return 100 * grid.sample(garment, positions[:, None]).round().mean().item()
+
+    print("| layer | reference | deformed | deformed for another image | mean offset (pixels) |")
+    print("|---|---|---|---|---|")
+    for layer in trace.layers:
+        hw = info.img_size, info.img_size
+        deformed = layer.pixels(layer.deformed, hw).flatten(1, 3)
+        reference = layer.pixels(layer.reference.expand_as(layer.deformed), hw).flatten(1, 3)
+        length = (deformed - reference).norm(dim=-1).mean().item()
+        print(
+            f"| {layer.name} | {share(reference):.1f} % | {share(deformed):.1f} % | {share(deformed.roll(1, 0)):.1f} % "
+            f"| {length:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
