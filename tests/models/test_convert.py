@@ -141,7 +141,6 @@ def test_whole_yaml_in_capitals(case):
         ({"offset_range_factor": ["two"] * 4}, "offset_range_factor: 'two' is no number"),
         ({"use_pes": [1, 1, 1, 1]}, "use_pes: 1 is no bool"),
         ({"expansion": "four"}, "expansion: expected a number, got 'four'"),
-        ({"use_conv_patches": True, "patch_size": 2}, "use_conv_patches: only with patch_size 4"),
         ({"heads": [3, 2, 4, 8]}, "dim=8, num_heads=3"),
         ({"window_sizes": [0, 4, 4, 2]}, "window 0"),
     ],
@@ -272,6 +271,23 @@ def test_unused_offset_network_is_dropped(case):
     model = model_from_official(case.config | {"no_offs": [True] * 4})
     load_official(model, case.state_dict())
     assert model.stages[2].blocks[1].attn.points.offset_net is None
+
+
+def test_convolutional_stem_is_7_by_7_at_every_patch_size(case):
+    model = model_from_official(case.config | {"use_conv_patches": True, "patch_size": 2, "ns_per_pts": [4] * 4})
+    assert tuple(model.stem.conv.weight.shape) == (8, 3, 7, 7)
+    assert model.stem(torch.randn(1, 3, 33, 50)).shape == (1, 8, 17, 25)
+
+
+def test_stem_of_another_width_has_a_projection(case):
+    model = model_from_official(case.config | {"dim_stem": 12})
+    weights = case.state_dict() | {
+        "patch_proj.0.weight": torch.randn(12, 3, 4, 4), "patch_proj.0.bias": torch.randn(12),
+        "patch_proj.1.norm.weight": torch.randn(12), "patch_proj.1.norm.bias": torch.randn(12),
+        "stages.0.proj.weight": torch.randn(8, 12, 1, 1), "stages.0.proj.bias": torch.randn(8),
+    }  # fmt: skip
+    load_official(model, weights)
+    assert torch.equal(model.stages[0].downsample.weight, weights["stages.0.proj.weight"].float())
 
 
 def test_convolutional_mlps_by_stage(golden):

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, to_2tuple
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
@@ -91,14 +91,15 @@ class PatchEmbed(nn.Module):
     """Strided convolution and norm; on a map that is no multiple of the stride the rest is zero-padded, never dropped.
 
     Args:
-        overlap: kernel 2 * stride - 1 instead of stride (Table 9; the released 7 x 7 stride 4 and 3 x 3 stride 2).
+        kernel: side of the kernel; ``stride`` for patches side by side, an odd number for overlapping ones (Table 9).
     """
 
-    def __init__(self, in_chans: int, dim: int, stride: int, overlap: bool, bias: bool) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int, kernel: int, bias: bool) -> None:
         super().__init__()
+        if kernel != stride and (kernel < stride or kernel % 2 == 0):
+            raise ValueError(f"an overlapping kernel must be odd and at least the stride {stride}, got {kernel}")
         self.stride = stride
-        self.overlap = overlap
-        kernel = 2 * stride - 1 if overlap else stride
+        self.overlap = overlap = kernel != stride
         self.conv = nn.Conv2d(in_chans, dim, kernel, stride, (kernel // 2) if overlap else 0, bias=bias)
         self.norm = LayerNorm2d(dim, eps=1e-5)
 
@@ -214,7 +215,9 @@ class DAT(nn.Module):
         offsets: * False for attention to the undeformed grid (Table 6).
         position: * position embedding of deformable blocks: "relative", "fixed", "dwconv" or "none" (Table 6).
         convention: coordinates of deformable blocks, see :mod:`deformvit.ops.grid`.
-        embed: "patch" for non-overlapping patch embedding and downsampling, "conv" for overlapping (Table 9).
+        embed: "patch" for non-overlapping patch embedding and downsampling, "conv" for overlapping (Table 9): kernels
+            of 2 * stride - 1, the released 7 x 7 stride 4 and 3 x 3 stride 2.
+        stem_kernel: another kernel for the overlapping patch embedding.
         conv_mlp: * the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
         local_perception: a depthwise 3 x 3 convolution before every block (DAT++).
         expansion: hidden channels of MLPs as a multiple of their channels.
@@ -248,6 +251,7 @@ class DAT(nn.Module):
         position: PerStage[Position] = "relative",
         convention: Convention = "v1",
         embed: Embed = "patch",
+        stem_kernel: int | None = None,
         conv_mlp: PerStage[ConvMlp] = "none",
         local_perception: bool = False,
         expansion: float = 4.0,
@@ -272,10 +276,10 @@ class DAT(nn.Module):
         self.embed = embed
 
         conv = embed == "conv"
-        self.stem = PatchEmbed(in_chans, stem_dim or dims[0], patch_size, conv, bias=True)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=False)
-        if not isinstance(rates[0], list):
-            rates = [[rates.pop(0) for _ in range(depth)] for depth in depths]
+        kernel = (stem_kernel or 2 * patch_size - 1) if conv else patch_size
+        self.stem = PatchEmbed(in_chans, stem_dim or dims[0], patch_size, kernel, bias=True)
+        total = sum(depths)
+        rates = iter([drop_path_rate * i / max(total - 1, 1) for i in range(total)])
         options = {
             "convention": convention, "expansion": expansion,
             "local_perception": local_perception, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate,
@@ -287,11 +291,11 @@ class DAT(nn.Module):
         for i, spec in enumerate(self.stage_specs):
             downsample: nn.Module = nn.Identity()
             if i > 0:
-                downsample = PatchEmbed(previous, spec.dim, 2, conv, bias=False)
+                downsample = PatchEmbed(previous, spec.dim, 2, 3 if conv else 2, bias=False)
                 height, width = -(-height // 2), -(-width // 2)
             elif previous != spec.dim:
                 downsample = nn.Conv2d(previous, spec.dim, 1)
-            self.stages.append(Stage(spec, downsample, (height, width), rates[i], options))
+            self.stages.append(Stage(spec, downsample, (height, width), [next(rates) for _ in spec.blocks], options))
             self.feature_info.append({"num_chs": spec.dim, "reduction": patch_size * 2**i, "module": f"stages.{i}"})
             previous = spec.dim
         self.norm = LayerNorm2d(dims[-1], eps=1e-5)

@@ -15,7 +15,7 @@ _REQUIRED = ("depths", "dims", "stage_spec", "heads")
 _KNOWN = {
     "img_size", "patch_size", "num_classes", "expansion", "dim_stem", "dims", "depths", "stage_spec", "heads",
     "window_sizes", "groups", "use_pes", "dwc_pes", "strides", "sr_ratios", "offset_range_factor", "no_offs",
-    "fixed_pes", "use_dwc_mlps", "use_conv_patches", "drop_rate", "attn_drop_rate", "drop_path_rate",
+    "fixed_pes", "ns_per_pts", "use_dwc_mlps", "use_conv_patches", "drop_rate", "attn_drop_rate", "drop_path_rate",
 }  # fmt: skip
 SECOND_GENERATION_KEYS = {
     "ksizes", "nat_ksizes", "ksize_qnas", "nqs", "qna_activation", "deform_groups", "use_lpus", "use_cmt_mlps",
@@ -117,8 +117,6 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
     off = (False,) * 4
     flags = zip(*(column(name, bool, off) for name in ("use_pes", "dwc_pes", "fixed_pes")), strict=True)
     conv = values.get("use_conv_patches", False)
-    if conv and values.get("patch_size", 4) != 4:
-        raise ConversionError(f"use_conv_patches: only with patch_size 4 (a 7 x 7 kernel), got {values['patch_size']}")
     return {
         "img_size": number("img_size", 224, int),
         "patch_size": number("patch_size", 4, int),
@@ -137,6 +135,7 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
         "offsets": tuple(not flag for flag in column("no_offs", bool, off)),
         "position": tuple(_stage_position(i, *flag) for i, flag in enumerate(flags)),
         "embed": "conv" if conv else "patch",
+        "stem_kernel": 7 if conv else None,  # at every patch size
         "conv_mlp": tuple("plain" if on else "none" for on in column("use_dwc_mlps", bool, off)),
         "expansion": float(number("expansion", 4)),
         "stem_dim": stem,
