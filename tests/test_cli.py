@@ -160,6 +160,7 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),
         (["train", "demo", "--model.name", "dat_giant"], "dat_giant"),
         (["figure", "points", "sample", "--device", "warp"], "device 'warp'"),
+        (["figure", "points", "photo", "--layers", "2", "9"], "there is no layer 9; dat_nano.cifar10 has 4"),
     ],
 )
 def test_errors_are_one_line(capsys, args, message, tmp_path, monkeypatch):

@@ -142,6 +142,7 @@ def figure(
     /,
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("figures"),
+    layers: tuple[int, ...] = (),
     format: Literal["png", "svg", "pdf"] = "png",
     dpi: int = 150,
     device: str = "auto",
@@ -154,6 +155,7 @@ def figure(
             `sample` for test images of the embedded Fashion-MNIST.
         model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
         output: folder to write to.
+        layers: which deformable layers to draw, counted from 1; all by default.
         format: picture format.
         dpi: pixels per inch.
         device: a torch device; auto takes the GPU if there is one.
@@ -185,7 +187,13 @@ def figure(
             chances = network(image[None].to(place)).float().softmax(-1)[0].cpu()
         best = int(chances.argmax())
         title = f"{name}: {info.classes[best]} {100 * chances[best]:.0f} %"
-        picture = figures.points(image * std + mean, recorded.layers, title=title)
+        wrong = [number for number in layers if not 1 <= number <= len(recorded.layers)]
+        if wrong:
+            raise UserError(
+                f"layers: there is no layer {wrong[0]}; {model} has {len(recorded.layers)} deformable layers"
+            )
+        chosen = [recorded.layers[number - 1] for number in layers] if layers else recorded.layers
+        picture = figures.points(image * std + mean, chosen, title=title)
         target = output / f"{name}_{kind}.{format}"
         picture.savefig(target, dpi=dpi)
         print(target)

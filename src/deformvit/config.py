@@ -54,8 +54,8 @@ class DataConfig:
 class AugmentConfig:
     """Training augmentation, timm's parts; the defaults are the paper's."""
 
-    crop: Literal["resized", "padded"] = "resized"
-    """RandomResizedCrop, or a random crop of the image padded by an eighth of its side (small images)."""
+    crop: Literal["resized", "padded", "none"] = "resized"
+    """RandomResizedCrop; a random crop of the image padded by an eighth of its side (small images); the whole image."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area range of the resized crop."""
     hflip: float = 0.5

@@ -18,6 +18,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # as an ordinary new file; some writers make theirs private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -164,7 +164,12 @@ def test_eval_resizes_as_asked():
 
 
 @pytest.mark.parametrize(
-    "augment", [AugmentConfig(), AugmentConfig(crop="padded", auto_augment="", random_erasing=0.25)]
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(crop="none", auto_augment=""),
+        AugmentConfig(crop="padded", auto_augment="", random_erasing=0.25),
+    ],
 )
 def test_train_transform_gives_normalised_tensors(augment):
     transform = train_transform(DataConfig(img_size=40), augment)

@@ -26,11 +26,12 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable[..., A
         mean=data.mean,
         std=data.std,
     )
-    if augment.crop == "padded":
+    if augment.crop != "resized":
         side = data.img_size
-        crop = transforms.RandomCrop(side, padding=max(side // 8, 1), padding_mode="reflect")
-        bicubic = transforms.InterpolationMode.BICUBIC
-        transform.transforms[0] = transforms.Compose([transforms.Resize((side, side), bicubic), crop])
+        steps: list[Any] = [transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC)]
+        if augment.crop == "padded":
+            steps.append(transforms.RandomCrop(side, padding=max(side // 8, 1), padding_mode="reflect"))
+        transform.transforms[0] = transforms.Compose(steps)
     return transform
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -33,13 +34,15 @@ def points(image: Tensor, layers: Sequence[LayerPoints], index: int = 0, title: 
     rows, cols = len(layers), max(layer.deformed.shape[1] for layer in layers)
     figure = Figure(figsize=(3.0 * cols + 0.3, 3.0 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False)
+    height, width = image.shape[-2:]
+    margin = _margin([layer.pixels(layer.deformed[index], (height, width)) for layer in layers], (height, width))
     picture = image.permute(1, 2, 0).clamp(0, 1).float().cpu().numpy()
     for row, layer in enumerate(layers):
         for group in range(cols):
             axis = axes[row, group]
             axis.set_axis_off()
             if group < layer.deformed.shape[1]:
-                _panel(axis, picture, layer, index, group)
+                _panel(axis, picture, layer, index, group, margin)
             if group == 0:
                 axis.set_title(_label(layer.name), fontsize=9, loc="left", fontweight="bold")
             if group < layer.deformed.shape[1]:
@@ -55,7 +58,14 @@ def _label(name: str) -> str:
     return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else name
 
 
-def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, group: int) -> None:
+def _margin(points: Sequence[Tensor], image_hw: tuple[int, int]) -> float:
+    """How far points leave the image, where features are zero, in sides of the image; at most a third."""
+    sides = points[0].new_tensor(image_hw)
+    outside = max(float(torch.maximum(-p / sides, p / sides - 1).max()) for p in points)
+    return min(max(outside + 0.03, 0.04), 0.33)
+
+
+def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, group: int, margin: float) -> None:
     height, width = picture.shape[:2]
     reference = layer.pixels(layer.reference.cpu(), (height, width)).reshape(-1, 2).numpy()
     deformed = layer.pixels(layer.deformed[index, group].cpu(), (height, width)).reshape(-1, 2).numpy()
@@ -69,6 +79,5 @@ def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, grou
     )  # fmt: skip
     axis.scatter(reference[:, 1], reference[:, 0], s=size * 0.4, facecolor="white", edgecolor="black", linewidth=0.4)
     axis.scatter(deformed[:, 1], deformed[:, 0], s=size, facecolor=colour, edgecolor="black", linewidth=0.5)
-    # Points may leave the map, where features are zero; a tenth of the image around it is shown.
-    axis.set_xlim(-0.06 * width, 1.06 * width)
-    axis.set_ylim(1.06 * height, -0.06 * height)
+    axis.set_xlim(-margin * width, (1 + margin) * width)
+    axis.set_ylim((1 + margin) * height, -margin * height)
