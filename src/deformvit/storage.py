@@ -13,7 +13,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     A crash at any moment leaves the old file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that what a killed process left is replaced
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
