@@ -218,6 +218,7 @@ def test_configuration_objects_beside_the_weights_are_ignored(released, monkeypa
     assert load_model(str(released / "out.safetensors"))[1].img_size == 64
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_nothing_is_executed(released):
     class Evil:
         def __reduce__(self):

@@ -1,0 +1,46 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from deformvit.storage import write_atomically
+
+
+def test_new_file_and_its_folder(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("whole"))
+    assert path.read_text() == "whole"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_the_old_file_stands_until_the_move(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def crash(source, target):
+        assert source.read_text() == "new"  # finished before anything happens to the old one
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    (tmp_path / ".file.txt.tmp").write_text("half of a much longer text")
+    write_atomically(tmp_path / "file.txt", lambda temporary: temporary.write_text("whole"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    assert (tmp_path / "file.txt").read_text() == "whole"
