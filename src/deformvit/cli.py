@@ -299,10 +299,11 @@ def main(args: list[str] | None = None) -> None:
         print(f"deformvit: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(1) from error
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
+        package = (error.name or "").split(".")[0]
+        extra = EXTRAS.get(package)
         if extra is None:
             raise
-        print(f"deformvit: this needs {error.name}: pip install 'deformvit[{extra}]'", file=sys.stderr)
+        print(f"deformvit: this needs {package}: pip install 'deformvit[{extra}]'", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
