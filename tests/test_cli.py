@@ -101,6 +101,13 @@ def test_figure_points(trained, photo, tmp_path, suffix):
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50  # something is drawn
 
 
+def test_figure_of_chosen_layers(trained, photo, tmp_path):
+    for folder, layers in (("all", []), ("two", ["--layers", 1, 3])):
+        deformvit("figure", "points", photo, "--model", trained, "--output", tmp_path / folder, "--dpi", 50, *layers)
+    tall, short = (Image.open(tmp_path / folder / "boot_points.png").height for folder in ("all", "two"))
+    assert short < 0.8 * tall  # rows are layers
+
+
 def test_figure_moves_with_the_points(trained, tmp_path):
     """The drawn points are the model's: with offsets switched off the picture is another."""
     from deformvit import figures, load_model, record_points
