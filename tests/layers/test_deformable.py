@@ -175,7 +175,7 @@ def test_table_of_another_size_is_interpolated():
     [
         ({"dim": 10, "num_heads": 4}, "dim=10, num_heads=4"),
         ({"dim": 12, "num_heads": 4, "groups": 3}, "num_heads=4, groups=3"),
-        ({"dim": 8, "num_heads": 2, "position": "rpe"}, "'rpe'.*relative, fixed, dwconv, none"),
+        ({"dim": 8, "num_heads": 2, "position": "rpe"}, "'rpe'.*relative, log_cpb, fixed, dwconv, none"),
         ({"dim": 8, "num_heads": 2, "offset_kernel": 4}, "odd.*4"),
         ({"dim": 8, "num_heads": 2, "stride": 0}, "stride.*0"),
         ({"dim": 8, "num_heads": 2, "bound": "box"}, "'box'"),

@@ -44,11 +44,6 @@ def test_unknown_names_are_listed(case):
         convert_official(case.state_dict() | {"layers.0.weight": torch.zeros(1)})
 
 
-def test_second_generation_is_told(case):
-    with pytest.raises(ConversionError, match="second generation"):
-        convert_official(case.state_dict() | {"stages.0.attns.0.rpb": torch.zeros(1)})
-
-
 @pytest.mark.parametrize("weights", [{}, {"model": {}}])
 def test_nothing_inside_is_told(weights):
     with pytest.raises(ConversionError, match="no weights"):
@@ -123,7 +118,6 @@ def test_whole_yaml_in_capitals(case):
     ("change", "message"),
     [
         ({"windowsizes": [7] * 4}, "unknown keys: windowsizes"),
-        ({"use_lpus": [True] * 4}, "second generation.*use_lpus"),
         ({"depths": [2, 2, 3, 2]}, "stage 3: stage_spec has 2 blocks.*depths says 3"),
         ({"stage_spec": [["L", "Z"]] + [["L", "S"]] * 3}, "stage 1: unknown block 'Z'"),
         ({"heads": [1, 2, 4]}, "heads: expected 4 values"),

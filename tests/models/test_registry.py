@@ -7,8 +7,9 @@ import timm
 import torch
 
 import deformvit  # noqa: F401 - registers the models
+from deformvit import DAT
 from deformvit.layers import DeformableAttention, ReductionAttention, WindowAttention
-from deformvit.models.dat import DAT, stage_specs
+from deformvit.models.blocks import stage_specs
 
 NAMES = ["dat_nano", "dat_tiny", "dat_small", "dat_base", "dat_base_384"]
 PARAMETERS = {  # paper.md: the released models' counts, to the last one; dat_nano is ours
@@ -165,9 +166,10 @@ def test_misspelt_argument_is_not_swallowed():
 
 def test_one_value_stands_for_all_stages():
     common = {
-        "dim": (1, 2), "num_heads": (1, 1), "window_size": 7, "groups": 1, "stride": (1, 2), "reduction": 1,
-        "offset_kernel": 3, "offset_range": 2.0, "bound": "range", "offsets": True, "position": "relative",
-        "conv_mlp": "none",
+        "dim": (1, 2), "num_heads": (1, 1), "window_size": 7, "neighborhood_size": 7, "groups": 1, "stride": (1, 2),
+        "reduction": 1, "points": 16, "offset_kernel": 3, "offset_padding": "same", "offset_range": 2.0,
+        "bound": "range", "offsets": True, "sampling": "bilinear", "position": "relative", "conv_mlp": "none",
+        "local_perception": False, "layer_scale": None,
     }  # fmt: skip
     first, second = stage_specs((2, 4), ("window shifted", ["window", "deformable"]), **common)
     assert (first.window_size, second.stride, first.position) == (7, 2, "relative")

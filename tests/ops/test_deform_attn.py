@@ -25,7 +25,7 @@ def by_hand(q, k, v, pos, table, query_hw, convention):
     """Equation 6 with every weight and every bias computed on its own."""
     batch, heads, _, dim = q.shape
     groups, (height, width) = pos.shape[1], query_hw
-    points = grid.query_points(height, width, convention, dtype=q.dtype).reshape(-1, 2)
+    points = grid.query_points((height, width), convention, dtype=q.dtype).reshape(-1, 2)
     out = torch.zeros_like(q)
     for b in range(batch):
         for m in range(heads):

@@ -10,34 +10,34 @@ from deformvit.ops import grid
 
 
 def test_v1_points_are_half_pixel():
-    points = grid.reference_points(2, 4, "v1")
+    points = grid.reference_points((2, 4), "v1")
     assert points.shape == (2, 4, 2)
     assert points[:, 0, 0].tolist() == [-0.5, 0.5]  # y: ((i + 0.5) / 2) * 2 - 1
     assert points[0, :, 1].tolist() == [-0.75, -0.25, 0.25, 0.75]  # x
-    assert torch.equal(points, grid.query_points(2, 4, "v1"))
+    assert torch.equal(points, grid.query_points((2, 4), "v1"))
 
 
 def test_datpp_points_divide_by_n_minus_one():
-    points = grid.reference_points(3, 5, "datpp")
+    points = grid.reference_points((3, 5), "datpp")
     torch.testing.assert_close(points[:, 0, 0], torch.tensor([-0.5, 0.5, 1.5]))  # (i + 0.5) / 2 * 2 - 1
     torch.testing.assert_close(points[0, :, 1], torch.tensor([-0.75, -0.25, 0.25, 0.75, 1.25]))
-    queries = grid.query_points(3, 5, "datpp")
+    queries = grid.query_points((3, 5), "datpp")
     torch.testing.assert_close(queries[:, 0, 0], torch.tensor([-1.0, 0.0, 1.0]))
     torch.testing.assert_close(queries[0, :, 1], torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
 
 
 @pytest.mark.parametrize("convention", grid.CONVENTIONS)
 def test_single_point_is_the_centre(convention):
-    assert grid.reference_points(1, 1, convention).flatten().tolist() == [0.0, 0.0]
-    assert grid.query_points(1, 1, convention).flatten().tolist() == [0.0, 0.0]
-    assert torch.isfinite(grid.key_cell(1, 1, convention)).all()
+    assert grid.reference_points((1, 1), convention).flatten().tolist() == [0.0, 0.0]
+    assert grid.query_points((1, 1), convention).flatten().tolist() == [0.0, 0.0]
+    assert torch.isfinite(grid.key_cell((1, 1), convention)).all()
 
 
 def test_aligned_zero_offset_is_the_identity_and_v1_is_not():
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
 
     def at_reference(convention):
-        points = grid.reference_points(5, 7, convention, dtype=x.dtype).expand(2, -1, -1, -1)
+        points = grid.reference_points((5, 7), convention, dtype=x.dtype).expand(2, -1, -1, -1)
         return grid.sample(x, points)
 
     torch.testing.assert_close(at_reference("aligned"), x)
@@ -70,9 +70,9 @@ def test_sample_keeps_positions_in_float32_for_low_precision_features():
 
 def test_to_index_puts_ends_on_the_first_and_last_pixel():
     ends = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]])
-    assert grid.to_index(ends, 3, 5).tolist() == [[0.0, 0.0], [2.0, 4.0], [1.0, 2.0]]
+    assert grid.to_index(ends, (3, 5)).tolist() == [[0.0, 0.0], [2.0, 4.0], [1.0, 2.0]]
 
 
 def test_unknown_convention_is_named():
     with pytest.raises(ValueError, match="'v2'.*v1, datpp, aligned"):
-        grid.reference_points(2, 2, "v2")
+        grid.reference_points((2, 2), "v2")

@@ -1,12 +1,43 @@
-"""Feed-forward layers on (B, C, H, W) maps."""
+"""Parts that several layers share, on (B, C, H, W) maps."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ConvMlp = Literal["none", "plain", "residual"]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, ...), whatever the number of axes after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise ``ValueError`` unless ``num_heads`` heads share ``dim`` channels evenly."""
+    if dim < 1 or num_heads < 1 or dim % num_heads:
+        raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+
+
+@torch.fx.wrap
+def check_map(x: Tensor, dim: int, axes: int = 2) -> None:
+    """Raise ``ValueError`` unless ``x`` is (B, dim, ...) with ``axes`` axes after the channels."""
+    if x.ndim != axes + 2 or x.shape[1] != dim:
+        sides = {1: "L", 2: "H, W", 3: "D, H, W"}[axes]
+        raise ValueError(f"expected (B, {dim}, {sides}), got {tuple(x.shape)}")
+
+
+@torch.fx.wrap
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zeros at the end of every axis after the channels, up to the next multiple: at the bottom and right of a map."""
+    ends = [-n % multiple for n in reversed(x.shape[2:])]
+    return F.pad(x, [side for end in ends for side in (0, end)]) if any(ends) else x
 
 
 class Mlp(nn.Module):

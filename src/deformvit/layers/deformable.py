@@ -2,22 +2,67 @@
 
 Steps and their equations (docs/equations.md): reference points (3) are moved by offsets that a small network reads from
 the queries (4), features are sampled there (5), and all queries attend to these shared keys (6).
+
+Written for images; sequences (B, C, L) and volumes (B, C, D, H, W) are the same code with ``axes`` 1 and 3.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deformvit.ops import deform_attn, grid
+from deformvit.layers.common import ChannelNorm, check_heads, check_map, pad_to_multiple
+from deformvit.ops import deform_attn, grid, log_displacement
 
-Position = Literal["relative", "fixed", "dwconv", "none"]
+torch.fx.wrap("deform_attn")
+torch.fx.wrap("log_displacement")
+
+Position = Literal["relative", "log_cpb", "fixed", "dwconv", "none"]
 Bound = Literal["range", "tanh", "clamp", "none"]
+Sampling = Literal["bilinear", "pooled"]
+OffsetPadding = Literal["same", "none"]
+
+CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _choose(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
+
+
+@torch.fx.wrap
+def _references(q: Tensor, groups: int, stride: int, bound: Bound, convention: grid.Convention) -> Tensor:
+    """(B, G, *key grid, n) undeformed points for the (B, C, ...) map of the queries."""
+    size = [-(-n // stride) for n in q.shape[2:]]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    points = grid.reference_points(size, convention, device=q.device, dtype=dtype)
+    if bound == "clamp":
+        points = points.clamp(-1.0, 1.0)
+    return points.expand(q.shape[0], groups, *points.shape)
+
+
+@torch.fx.wrap
+def _deform(offset: Tensor, groups: int, offset_range: float, bound: Bound, convention: grid.Convention) -> Tensor:
+    """(B * G, n, *key grid) output of the offset network -> (B, G, *key grid, n) points."""
+    dtype = torch.promote_types(offset.dtype, torch.float32)  # bfloat16 resolves 1/128 of the map at its border
+    size = offset.shape[2:]
+    reference = grid.reference_points(size, convention, device=offset.device, dtype=dtype)
+    offset = offset.movedim(1, -1).to(dtype)
+    if bound == "range":
+        offset = offset.tanh() * (offset_range * grid.key_cell(size, convention, device=offset.device, dtype=dtype))
+    pos = reference + offset
+    if bound == "tanh":
+        pos = pos.tanh()
+    elif bound == "clamp":
+        pos = pos.clamp(-1.0, 1.0)
+    return pos.unflatten(0, (-1, groups))
 
 
 class DeformedPoints(nn.Module):
@@ -37,6 +82,9 @@ class DeformedPoints(nn.Module):
             (DAT++); ``"none"``: offsets as they are (released code of v1, range 0).
         offsets: False leaves the reference points where they are and has no parameters (rows 1 and 2 of Table 6).
         convention: see :mod:`deformvit.ops.grid`.
+        padding: of the depthwise convolution: ``"same"`` centres an odd kernel on its key's query; ``"none"`` has
+            kernels of side r lie side by side (released DAT++ where kernel and stride are equal).
+        axes: 1 for sequences, 2 for maps, 3 for volumes.
     """
 
     def __init__(
@@ -49,63 +97,60 @@ class DeformedPoints(nn.Module):
         bound: Bound = "range",
         offsets: bool = True,
         convention: grid.Convention = "v1",
+        padding: OffsetPadding = "same",
+        axes: int = 2,
     ) -> None:
         super().__init__()
-        if bound not in get_args(Bound):
-            raise ValueError(f"unknown bound {bound!r}; expected one of {', '.join(get_args(Bound))}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"offset kernel size must be odd and positive, got {kernel_size}")
+        _choose("bound", bound, Bound)
+        _choose("padding", padding, OffsetPadding)
+        grid.check_convention(convention)
         if stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
+        if padding == "same" and (kernel_size < 1 or kernel_size % 2 == 0):
+            raise ValueError(f"offset kernel size must be odd and positive, got {kernel_size}")
+        if padding == "none" and kernel_size != stride:
+            raise ValueError(
+                f"without padding the offset kernel must have the stride's size {stride}, got {kernel_size}"
+            )
         if offset_range < 0 or not math.isfinite(offset_range):
             raise ValueError(f"offset_range must be finite and not negative, got {offset_range}; see bound")
-        grid.check_convention(convention)
         self.groups = groups
         self.stride = stride
         self.offset_range = offset_range
-        self.bound = bound
-        self.convention = convention
+        self.bound: Bound = bound
+        self.convention: grid.Convention = convention
+        self.padding = padding
         self.offset_net: nn.Sequential | None = None
         if offsets and not (bound == "range" and offset_range == 0):
-            channels = dim // groups
+            channels, conv = dim // groups, CONV[axes]
+            side = kernel_size // 2 if padding == "same" else 0
             self.offset_net = nn.Sequential(
-                nn.Conv2d(channels, channels, kernel_size, stride, kernel_size // 2, groups=channels),
-                LayerNorm2d(channels, eps=1e-5),
+                conv(channels, channels, kernel_size, stride, side, groups=channels),
+                ChannelNorm(channels, eps=1e-5),
                 nn.GELU(),
-                nn.Conv2d(channels, 2, 1, bias=False),
+                conv(channels, axes, 1, bias=False),
             )
 
-    def reference(
-        self, height: int, width: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """(H_G, W_G, 2) reference points of a height x width map, H_G = ceil(H / r)."""
-        rows, cols = -(-height // self.stride), -(-width // self.stride)
-        return grid.reference_points(rows, cols, self.convention, device=device, dtype=dtype)
+    def reference(self, *size: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(H_G, W_G, 2) reference points of a map of that height and width, H_G = ceil(H / r)."""
+        key_grid = [-(-n // self.stride) for n in size]
+        return grid.reference_points(key_grid, self.convention, device=device, dtype=dtype)
 
     def forward(self, q: Tensor) -> Tensor:
         """(B, C, H, W) queries -> (B, G, H_G, W_G, 2) deformed points (y, x), normalised, at least float32."""
-        batch, _, height, width = q.shape
-        dtype = torch.promote_types(q.dtype, torch.float32)  # bfloat16 resolves 1/128 of the map at its border
-        reference = self.reference(height, width, device=q.device, dtype=dtype)
         if self.offset_net is None:
-            return reference.expand(batch, self.groups, *reference.shape)
-        offset = self.offset_net(q.reshape(batch * self.groups, -1, height, width)).permute(0, 2, 3, 1).to(dtype)
-        if self.bound == "range":
-            rows, cols = reference.shape[:2]
-            unit = grid.key_cell(rows, cols, self.convention, device=q.device, dtype=dtype)
-            offset = offset.tanh() * (self.offset_range * unit)
-        pos = reference + offset
-        if self.bound == "tanh":
-            pos = pos.tanh()
-        elif self.bound == "clamp":
-            pos = pos.clamp(-1.0, 1.0)
-        return pos.unflatten(0, (batch, self.groups))
+            return _references(q, self.groups, self.stride, self.bound, self.convention)
+        q = q.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        if self.padding == "none":
+            q = pad_to_multiple(q, self.stride)
+        return _deform(self.offset_net(q), self.groups, self.offset_range, self.bound, self.convention)
 
 
 class DeformableAttention(nn.Module):
     """Drop-in attention on (B, C, H, W) maps whose keys move to where the image matters (section 3.2).
 
-    ``DeformableAttention(dim=256, num_heads=8, groups=4)`` is enough in somebody else's network: any H and W.
+    ``DeformableAttention(dim=256, num_heads=8, groups=4)`` is enough in somebody else's network: any H and W. With
+    ``axes=1`` it takes sequences (B, C, L), with ``axes=3`` volumes (B, C, D, H, W).
 
     Args:
         dim: channels C.
@@ -117,12 +162,17 @@ class DeformableAttention(nn.Module):
         bound: how positions are bounded, see :class:`DeformedPoints`.
         offsets: False keeps the keys at the reference points.
         position: ``"relative"``: table interpolated at the displacement of query and deformed key (the paper's);
+            ``"log_cpb"``: a small network of the log-spaced displacement (Swin V2's continuous position bias; DAT++);
             ``"fixed"``: a learned bias for every pair of query and key; ``"dwconv"``: a depthwise 3 x 3 convolution of
             the queries added to the output; ``"none"``.
         table_size: (H, W) of the map for which the table is learned, ``(2H-1, 2W-1)`` per head for "relative" and
-            ``(H*W, keys)`` for "fixed". Other map sizes work: "relative" interpolates at normalised displacements,
-            "fixed" is resized bicubically over queries and keys.
+            ``(H*W, keys)`` for "fixed"; 14 an axis by default. Other map sizes work: "relative" interpolates at
+            normalised displacements, "fixed" is resized bicubically over queries and keys (two axes only).
         convention: coordinates, see :mod:`deformvit.ops.grid`.
+        sampling: ``"bilinear"`` at the points, or ``"pooled"``: keys are means of r x r cells instead (released DAT++
+            where offsets are off).
+        offset_padding: of the offset network's convolution, see :class:`DeformedPoints`.
+        axes: 1 for sequences, 2 for maps, 3 for volumes.
         attn_drop: dropout on attention weights.
         proj_drop: dropout on the output.
 
@@ -142,92 +192,135 @@ class DeformableAttention(nn.Module):
         bound: Bound = "range",
         offsets: bool = True,
         position: Position = "relative",
-        table_size: tuple[int, int] = (14, 14),
+        table_size: Sequence[int] | None = None,
         convention: grid.Convention = "v1",
+        sampling: Sampling = "bilinear",
+        offset_padding: OffsetPadding = "same",
+        axes: int = 2,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if groups < 1 or num_heads % groups:
             raise ValueError(f"num_heads must be a multiple of groups, got num_heads={num_heads}, groups={groups}")
-        if position not in get_args(Position):
-            raise ValueError(f"unknown position {position!r}; expected one of {', '.join(get_args(Position))}")
+        _choose("position", position, Position)
+        _choose("sampling", sampling, Sampling)
+        if axes not in CONV:
+            raise ValueError(f"axes must be 1, 2 or 3, got {axes}")
+        if sampling == "pooled" and offsets:
+            raise ValueError("sampling='pooled' moves no points; it needs offsets=False")
+        if sampling == "pooled" and position in ("relative", "log_cpb"):
+            raise ValueError(f"position={position!r} needs the points that sampling='pooled' does not use")
+        if position == "fixed" and axes != 2:
+            raise ValueError(f"position='fixed' is for maps, axes=2; got axes={axes}")
+        self.table_size = (14,) * axes if table_size is None else tuple(table_size)
+        if len(self.table_size) != axes or min(self.table_size) < 1:
+            raise ValueError(f"table_size must be {axes} positive sizes, got {self.table_size}")
         self.dim = dim
         self.num_heads = num_heads
         self.groups = groups
         self.stride = stride
         self.position = position
         self.convention: grid.Convention = convention
+        self.sampling = sampling
+        self.axes = axes
         self.attn_drop = attn_drop
-        self.points = DeformedPoints(dim, groups, stride, offset_kernel, offset_range, bound, offsets, convention)
+        self.points = DeformedPoints(
+            dim, groups, stride, offset_kernel, offset_range, bound, offsets, convention, offset_padding, axes
+        )
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-        height, width = self.table_size = table_size
         self.bias_table: nn.Parameter | None = None
-        self.local_conv: nn.Conv2d | None = None
-        if position == "relative":
-            self.bias_table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1))
-        elif position == "fixed":
-            keys = -(-height // stride) * -(-width // stride)
-            self.bias_table = nn.Parameter(torch.empty(num_heads, height * width, keys))
-        elif position == "dwconv":
-            self.local_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        if self.bias_table is not None:
+        self.bias_mlp: nn.Sequential | None = None
+        self.local_conv: nn.Module | None = None
+        if position in ("relative", "fixed"):
+            self.bias_table = nn.Parameter(torch.empty(self.table_shape(self.table_size)))
             trunc_normal_(self.bias_table, std=0.01)
+        elif position == "log_cpb":
+            heads = num_heads // groups
+            self.bias_mlp = nn.Sequential(nn.Linear(axes, 32), nn.ReLU(), nn.Linear(32, heads, bias=False))
+        elif position == "dwconv":
+            self.local_conv = CONV[axes](dim, dim, 3, padding=1, groups=dim)
+
+    def table_shape(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the position table for a map of that size."""
+        if self.position == "relative":
+            return (self.num_heads, *(2 * n - 1 for n in size))
+        return (self.num_heads, math.prod(size), math.prod(-(-n // self.stride) for n in size))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if x.ndim != 4 or x.shape[1] != self.dim:
-            raise ValueError(f"expected (B, {self.dim}, H, W), got {tuple(x.shape)}")
-        batch, _, height, width = x.shape
-        tokens = x.permute(0, 2, 3, 1)
-        q = self.q(tokens)
-        q_map = q.permute(0, 3, 1, 2)
+        check_map(x, self.dim, self.axes)
+        q_tokens = self.q(x.movedim(1, -1))
+        q_map = q_tokens.movedim(-1, 1)
         pos = self.points(q_map)
-        sampled = grid.sample(x.reshape(batch * self.groups, -1, height, width), pos.flatten(0, 1))
-        sampled = sampled.reshape(batch, self.dim, -1).transpose(1, 2)  # (B, N, C)
-        q, k, v = (
-            t.reshape(batch, -1, self.num_heads, self.dim // self.num_heads).transpose(1, 2)
-            for t in (q, self.k(sampled), self.v(sampled))
-        )
-        dropout_p = self.attn_drop if self.training else 0.0
-        if self.position == "fixed":
-            bias = self._fixed_bias((height, width)).to(q.dtype)
-            out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p)
+        if self.sampling == "pooled":
+            sampled = POOL[self.axes](x, self.stride, self.stride, ceil_mode=True)
         else:
-            table = self.bias_table
-            out = deform_attn(
-                q, k, v, pos.flatten(2, 3), table,
-                query_hw=(height, width), convention=self.convention, dropout_p=dropout_p,
-            )  # fmt: skip
-        out = out.transpose(1, 2).reshape(batch, height, width, self.dim)
+            sampled = grid.sample(x.unflatten(1, (self.groups, -1)).flatten(0, 1), pos.flatten(0, 1))
+            sampled = sampled.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        sampled = sampled.flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = (
+            tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens in (q_tokens.flatten(1, -2), self.k(sampled), self.v(sampled))
+        )
+        out = self._attend(q, k, v, pos, x.shape[2:])
+        out = out.transpose(1, 2).reshape(q_tokens.shape)
         if self.local_conv is not None:
-            out = out + self.local_conv(q_map).permute(0, 2, 3, 1)
-        return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)
+            out = out + self.local_conv(q_map).movedim(1, -1)
+        return self.proj_drop(self.proj(out)).movedim(-1, 1)
 
-    def _fixed_bias(self, query_hw: tuple[int, int]) -> Tensor:
-        """(M, queries, keys) for a map of any size."""
-        assert self.bias_table is not None
-        if query_hw == self.table_size:
-            return self.bias_table
-        return resize_fixed_bias(self.bias_table, self.table_size, query_hw, self.stride)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor, size: Sequence[int]) -> Tensor:
+        dropout_p = self.attn_drop if self.training else 0.0
+        if self.bias_mlp is not None:
+            bias = self.bias_mlp(log_displacement(pos.flatten(2, -2), size, self.convention).to(q.dtype))
+            bias = bias.movedim(-1, 1).unflatten(0, (-1, self.groups)).flatten(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p)
+        if self.position == "fixed":
+            assert self.bias_table is not None
+            bias = resize_fixed_bias(self.bias_table, self.table_size, size, self.stride)
+            return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p)
+        return deform_attn(
+            q, k, v, pos.flatten(2, -2), self.bias_table,
+            query_hw=size, convention=self.convention, dropout_p=dropout_p,
+        )  # fmt: skip
+
+    def set_table_size(self, size: Sequence[int]) -> None:
+        """Interpolate the position table to another nominal map size, as for fine-tuning at another resolution."""
+        size = tuple(size)
+        if self.bias_table is not None and size != self.table_size:
+            with torch.no_grad():
+                table = resize_table(self.bias_table, self, self.table_size, size)
+            self.bias_table = nn.Parameter(table, requires_grad=self.bias_table.requires_grad)
+        self.table_size = size
 
 
-def resize_fixed_bias(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int], stride: int) -> Tensor:
+def resize_table(table: Tensor, layer: DeformableAttention, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """A position table of ``layer``, learned for maps of size ``old``, interpolated (maps: bicubically) to ``new``."""
+    if layer.position == "fixed":
+        return resize_fixed_bias(table, old, new, layer.stride)
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[layer.axes]
+    sides = layer.table_shape(new)[1:]
+    return F.interpolate(table[None].float(), size=sides, mode=mode, align_corners=False)[0].to(table.dtype)
+
+
+@torch.fx.wrap
+def resize_fixed_bias(table: Tensor, old_hw: Sequence[int], new_hw: Sequence[int], stride: int) -> Tensor:
     """Resize a "fixed" position bias (M, queries, keys) bicubically, first over the keys' map, then the queries'."""
+    if tuple(old_hw) == tuple(new_hw):
+        return table
 
-    def keys(hw: tuple[int, int]) -> tuple[int, int]:
+    def keys(hw: Sequence[int]) -> tuple[int, int]:
         return -(-hw[0] // stride), -(-hw[1] // stride)
 
-    def resize(rows: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:  # (M, R, old) -> (M, R, new)
-        maps = rows.unflatten(-1, old).float()
-        return F.interpolate(maps, size=new, mode="bicubic", align_corners=False).flatten(-2).to(rows.dtype)
+    def resize(rows: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:  # (M, R, old) -> (M, R, new)
+        maps = rows.unflatten(-1, tuple(old)).float()
+        return F.interpolate(maps, size=tuple(new), mode="bicubic", align_corners=False).flatten(-2).to(rows.dtype)
 
     over_keys = resize(table, keys(old_hw), keys(new_hw))
     return resize(over_keys.transpose(1, 2), old_hw, new_hw).transpose(1, 2)

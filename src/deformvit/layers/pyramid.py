@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from deformvit.layers.common import check_heads, check_map, pad_to_multiple
+
 
 class ReductionAttention(nn.Module):
     """Attention whose keys and values come from a map reduced by a strided convolution (PVT, section 3.3).
@@ -23,10 +25,10 @@ class ReductionAttention(nn.Module):
         self, dim: int, num_heads: int, reduction: int = 1, attn_drop: float = 0.0, proj_drop: float = 0.0
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {reduction}")
+        self.dim = dim
         self.num_heads = num_heads
         self.reduction = reduction
         self.attn_drop = attn_drop
@@ -42,15 +44,12 @@ class ReductionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        batch, channels, height, width = x.shape
+        check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
-        reduced = x
-        if self.reduce is not None:
-            reduced = self.reduce(F.pad(x, (0, -width % self.reduction, 0, -height % self.reduction)))
-        q = self.q(tokens).reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
-        k, v = self.kv(reduced.permute(0, 2, 3, 1)).reshape(batch, -1, 2, self.num_heads, q.shape[-1]).permute(
-            2, 0, 3, 1, 4
-        )  # fmt: skip
+        reduced = x if self.reduce is None else self.reduce(pad_to_multiple(x, self.reduction))
+        q = self.q(tokens).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(reduced.permute(0, 2, 3, 1)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        out = out.transpose(1, 2).reshape(batch, height, width, channels)
+        out = out.transpose(1, 2).reshape(tokens.shape)
         return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+
+from deformvit.layers.common import check_heads, check_map
+from deformvit.ops import window
 
 
 class WindowAttention(nn.Module):
@@ -19,6 +24,7 @@ class WindowAttention(nn.Module):
         num_heads: heads M; divides ``dim``.
         window_size: side of the square window.
         shift_size: rows and columns by which windows are shifted, 0 to ``window_size - 1``; 0 for none.
+        swin: along an axis that one window covers, do not shift, as Swin does; the released DAT shifts.
         attn_drop: dropout on attention weights.
         proj_drop: dropout on the output.
     """
@@ -29,18 +35,19 @@ class WindowAttention(nn.Module):
         num_heads: int,
         window_size: int = 7,
         shift_size: int = 0,
+        swin: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if window_size < 1 or not 0 <= shift_size < window_size:
             raise ValueError(f"shift_size must be in [0, window_size), got {shift_size} for window {window_size}")
         self.dim = dim
         self.num_heads = num_heads
         self.window_size = window_size
         self.shift_size = shift_size
+        self.swin = swin
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -50,63 +57,34 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        batch, channels, height, width = x.shape
-        size, shift = self.window_size, self.shift_size
-        # One unshifted window larger than the map needs no padding: its own queries and keys are all there is.
-        win_h, win_w = (size, size) if shift else (min(size, height), min(size, width))
-        rows, cols = -(-height // win_h), -(-width // win_w)
+        check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
-        padded = (rows * win_h, cols * win_w)
-        if padded != (height, width):
-            tokens = F.pad(tokens, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
-        if shift:
-            tokens = tokens.roll((-shift, -shift), dims=(1, 2))
-        windows = tokens.reshape(batch, rows, win_h, cols, win_w, channels).transpose(2, 3)
-        qkv = self.qkv(windows.reshape(batch * rows * cols, win_h * win_w, channels))
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        size, shift = window.fit(tokens, self.window_size, self.shift_size, self.swin)
+        qkv = self.qkv(window.partition(tokens, size, shift))
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = window.bias_and_mask(self.bias_table, self.window_size, tokens, size, shift, q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.attn_drop if self.training else 0.0)
+        out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return window.merge(out, tokens, size, shift).permute(0, 3, 1, 2)
 
-        bias = self._bias(win_h, win_w)
-        mask = self._mask((height, width), (win_h, win_w), x.device)
-        if mask is not None:  # (windows, L, L) -> the batch's windows, one after the other
-            bias = torch.where(mask[:, None], bias, float("-inf")).repeat(batch, 1, 1, 1)
-        out = F.scaled_dot_product_attention(
-            q, k, v, bias.to(q.dtype), dropout_p=self.attn_drop if self.training else 0.0
-        )
-        out = self.proj_drop(self.proj(out.transpose(1, 2).reshape(windows.shape)))
-        out = out.transpose(2, 3).reshape(batch, *padded, channels)
-        if shift:
-            out = out.roll((shift, shift), dims=(1, 2))
-        return out[:, :height, :width].permute(0, 3, 1, 2)
+    def set_window_size(self, window_size: int) -> None:
+        """Change the window, keeping the shift's share of it; the bias table is interpolated bicubically."""
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        if self.shift_size:
+            half_up = self.shift_size == math.ceil(self.window_size / 2)
+            self.shift_size = math.ceil(window_size / 2) if half_up else window_size // 2
+        with torch.no_grad():
+            table = resize_window_table(self.bias_table, 2 * window_size - 1)
+        self.bias_table = nn.Parameter(table, requires_grad=self.bias_table.requires_grad)
+        self.window_size = window_size
 
-    def _bias(self, win_h: int, win_w: int) -> Tensor:
-        """(M, L, L) bias of a win_h x win_w window, a corner of the table's when it is smaller."""
-        device = self.bias_table.device
-        y, x = (torch.arange(n, device=device).repeat_interleave(r) for n, r in ((win_h, win_w), (win_w, 1)))
-        x = x.repeat(win_h)
-        side = self.window_size - 1
-        index = (y[:, None] - y + side) * (2 * self.window_size - 1) + x[:, None] - x + side
-        return self.bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
-    def _mask(self, hw: tuple[int, int], win: tuple[int, int], device: torch.device) -> Tensor | None:
-        """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
-
-        def regions(n: int, w: int) -> tuple[Tensor, Tensor]:
-            total = -(-n // w) * w
-            index = torch.arange(total, device=device)
-            seam = (index >= total - self.shift_size).long() if self.shift_size else torch.zeros_like(index)
-            source = (index + self.shift_size) % total  # the pixel that stands here after the roll
-            return seam.reshape(-1, w), (source < n).reshape(-1, w)
-
-        if not self.shift_size and hw[0] % win[0] == 0 and hw[1] % win[1] == 0:
-            return None
-        (seam_y, real_y), (seam_x, real_x) = regions(hw[0], win[0]), regions(hw[1], win[1])
-
-        def windows(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # (rows, h), (cols, w) -> (rows * cols, h * w)
-            shape = y.shape[0], x.shape[0], y.shape[1], x.shape[1]
-            y_all, x_all = y[:, None, :, None].expand(shape), x[None, :, None, :].expand(shape)
-            return y_all.reshape(-1, shape[2] * shape[3]), x_all.reshape(-1, shape[2] * shape[3])
-
-        sy, sx = windows(seam_y, seam_x)
-        ry, rx = windows(real_y, real_x)
-        region = torch.where(ry & rx, 2 * sy + sx, -1)  # padding is its own region, so no row is empty
-        return region[:, :, None] == region[:, None, :]
+def resize_window_table(table: Tensor, side: int) -> Tensor:
+    """A bias table of (old side^2, M) displacements interpolated bicubically to (side^2, M)."""
+    old = math.isqrt(table.shape[0])
+    if old == side:
+        return table
+    image = table.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
+    return image.flatten(2)[0].transpose(0, 1).to(table.dtype)

@@ -1,5 +1,6 @@
 """Models; importing registers them with timm."""
 
-from deformvit.models.dat import DAT
+from deformvit.models import dat
+from deformvit.models.network import DAT
 
-__all__ = ["DAT"]
+__all__ = ["DAT", "dat"]

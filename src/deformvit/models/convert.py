@@ -1,4 +1,5 @@
-"""Weights of the authors' released checkpoints -> ours, exactly (LeapLabTHU/DAT, first generation).
+"""Weights of the authors' released checkpoints -> ours, exactly: LeapLabTHU/DAT, both generations, and the backbones of
+DAT-Detection and DAT-Segmentation.
 
 Released names are translated by one table of patterns; whatever does not belong is an error that says so.
 Configurations are read in :mod:`deformvit.models.official`, files in :mod:`deformvit.models.released`.
@@ -8,15 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deformvit.errors import UserError
 from deformvit.layers import DeformableAttention, DeformedPoints, WindowAttention
-from deformvit.layers.deformable import resize_fixed_bias
+from deformvit.layers.deformable import resize_table
+from deformvit.layers.window import resize_window_table
 
 
 class ConversionError(UserError):
@@ -29,8 +31,13 @@ _BLOCK = r"stages\.(\d+)\.attns\.(\d+)\."
 _RULES: tuple[tuple[str, str], ...] = (
     (r"patch_proj\.0\.(weight|bias)", r"stem.conv.\1"),
     (r"patch_proj\.1\.norm\.(weight|bias)", r"stem.norm.\1"),
+    (r"patch_proj\.3\.(weight|bias)", r"stem.conv2.\1"),
+    (r"patch_proj\.4\.norm\.(weight|bias)", r"stem.norm2.\1"),
     (r"stages\.0\.proj\.(weight|bias)", r"stages.0.downsample.\1"),
-    (r"stages\.(\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(weight|bias)", r"stages.\1.blocks.\2.mlp.fc\3.\4"),
+    (
+        r"stages\.(\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])(?:\.0)?\.(weight|bias)",
+        r"stages.\1.blocks.\2.mlp.fc\3.\4",
+    ),
     (r"stages\.(\d+)\.mlps\.(\d+)\.dwc\.(weight|bias)", r"stages.\1.blocks.\2.mlp.conv.\3"),
     (_BLOCK + r"proj_qkv\.(weight|bias)", r"stages.\1.blocks.\2.attn.qkv.\3"),
     (_BLOCK + r"relative_position_bias_table", r"stages.\1.blocks.\2.attn.bias_table"),
@@ -40,14 +47,19 @@ _RULES: tuple[tuple[str, str], ...] = (
     (_BLOCK + r"conv_offset\.1\.norm\.(weight|bias)", r"stages.\1.blocks.\2.attn.points.offset_net.1.\3"),
     (_BLOCK + r"rpe_table", r"stages.\1.blocks.\2.attn.bias_table"),
     (_BLOCK + r"rpe_table\.(weight|bias)", r"stages.\1.blocks.\2.attn.local_conv.\3"),
-    (_BLOCK + r"(q|kv|proj)\.(weight|bias)", r"stages.\1.blocks.\2.attn.\3.\4"),
+    (_BLOCK + r"rpe_table\.([02])\.(weight|bias)", r"stages.\1.blocks.\2.attn.bias_mlp.\3.\4"),
+    (_BLOCK + r"rpb", r"stages.\1.blocks.\2.attn.bias_table"),
+    (_BLOCK + r"(q|kv|qkv|proj)\.(weight|bias)", r"stages.\1.blocks.\2.attn.\3.\4"),
     (_BLOCK + r"proj_ds\.0\.(weight|bias)", r"stages.\1.blocks.\2.attn.reduce.0.\3"),
     (_BLOCK + r"proj_ds\.1\.norm\.(weight|bias)", r"stages.\1.blocks.\2.attn.reduce.1.\3"),
+    (_BLOCK + r"(weight|bias)", r"stages.\1.blocks.\2.conv.\3"),
+    (r"stages\.(\d+)\.ln_cnvnxt\.(\d+)\.norm\.(weight|bias)", r"stages.\1.blocks.\2.norm.\3"),
+    (r"stages\.(\d+)\.local_perception_units\.(\d+)\.(weight|bias)", r"stages.\1.blocks.\2.local_perception.\3"),
+    (r"norms\.(\d+)\.norm\.(weight|bias)", r"output_norms.\1.\2"),
     (r"cls_norm\.norm\.(weight|bias)", r"norm.\1"),
     (r"cls_head\.(weight|bias)", r"head.fc.\1"),
 )
-_DERIVED = re.compile(_BLOCK + r"(relative_position_index|attn_mask)")  # buffers that the layers compute
-_SECOND_GENERATION = re.compile(r"\.rpb$|local_perception_units|linear[12]\.0\.|layer_scales|\.qkv\.|patch_proj\.3")
+_DERIVED = re.compile(_BLOCK + r"(relative_position_index|attn_mask|q_grid|reference)")  # buffers that layers compute
 _LINEAR = re.compile(r"\.(attn\.(q|k|v|kv|proj)|mlp\.fc[12])\.weight$")  # 1 x 1 convolutions there, linear layers here
 
 
@@ -55,6 +67,9 @@ def _rename(name: str) -> str | None:
     if found := re.fullmatch(r"stages\.(\d+)\.layer_norms\.(\d+)\.norm\.(weight|bias)", name):
         stage, index, kind = found.groups()
         return f"stages.{stage}.blocks.{int(index) // 2}.norm{int(index) % 2 + 1}.{kind}"
+    if found := re.fullmatch(r"stages\.(\d+)\.layer_scales\.(\d+)\.(?:weight|gamma)", name):
+        stage, index = found.groups()
+        return f"stages.{stage}.blocks.{int(index) // 2}.scale{int(index) % 2 + 1}.gamma"
     if found := re.fullmatch(r"down_projs\.(\d+)\.(?:(0)|1\.norm)\.(weight|bias)", name):
         stage, conv, kind = found.groups()
         return f"stages.{int(stage) + 1}.downsample.{'conv' if conv else 'norm'}.{kind}"
@@ -65,20 +80,32 @@ def _rename(name: str) -> str | None:
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights inside ``{"model": ...}`` or ``{"state_dict": ...}``, or the mapping itself."""
+    """The weights inside ``{"model": ...}`` or ``{"state_dict": ...}``, or the mapping itself.
+
+    Of a detector or segmenter, whose backbone's names begin with ``backbone.``, only the backbone.
+    """
+    weights = checkpoint
     for key in ("model", "state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
-            return checkpoint[key]
-    return checkpoint
+            weights = checkpoint[key]
+            break
+    prefix = "module." if any(str(name).startswith("module.backbone.") for name in weights) else ""
+    backbone = f"{prefix}backbone."
+    if any(str(name).startswith(backbone) for name in weights):
+        return {name.removeprefix(backbone): value for name, value in weights.items() if name.startswith(backbone)}
+    return weights
 
 
 def is_official(state_dict: Mapping[str, Any]) -> bool:
     """Whether the weights carry the released code's names."""
-    return any(name.startswith(("patch_proj.", "down_projs.")) or ".attns." in name for name in unwrap(state_dict))
+    return any(
+        name.removeprefix("module.").startswith(("patch_proj.", "down_projs.")) or ".attns." in name
+        for name in unwrap(state_dict)
+    )
 
 
 def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """Weights of a released checkpoint, raw or wrapped, under the names of :class:`~deformvit.models.dat.DAT`.
+    """Weights of a released checkpoint, raw or wrapped, under the names of :class:`~deformvit.models.network.DAT`.
 
     Values are unchanged; 1 x 1 convolutions become linear layers, buffers that layers compute are left out.
 
@@ -86,7 +113,7 @@ def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = No
         model: if given, position tables are interpolated to its sizes, e.g. to 384 from 224.
 
     Raises:
-        ConversionError: names that the released first-generation code does not have, or entries that are no tensors.
+        ConversionError: names that the released code does not have, or entries that are no tensors.
     """
     weights = unwrap(state_dict)
     converted: dict[str, Tensor] = {}
@@ -104,8 +131,6 @@ def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = No
         converted[new] = value[..., 0, 0] if _LINEAR.search(new) and value.ndim == 4 else value
     if unknown:
         listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        if any(_SECOND_GENERATION.search(name) for name in unknown):
-            raise ConversionError(f"this is a DAT++ (second generation) checkpoint, not yet supported: {listed}")
         raise ConversionError(f"not the names of a released DAT checkpoint: {listed}")
     if not converted:
         raise ConversionError("the checkpoint holds no weights")
@@ -113,13 +138,6 @@ def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = No
 
 
 # ---- tables at another size ---------------------------------------------------------------------------------------
-
-
-def _resize_window_table(table: Tensor, side: int) -> Tensor:
-    old = math.isqrt(table.shape[0])
-    image = table.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
-    return image.flatten(2)[0].transpose(0, 1).to(table.dtype)
 
 
 def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -138,27 +156,42 @@ def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
             continue
         if isinstance(module, WindowAttention):
             if table.shape[1] == target[1] and math.isqrt(table.shape[0]) ** 2 == table.shape[0]:
-                resized[name] = _resize_window_table(table, math.isqrt(target[0]))
+                resized[name] = resize_window_table(table, math.isqrt(target[0]))
         elif table.shape[0] != target[0]:
             continue
         elif module.position == "relative":
-            image = F.interpolate(table[None].float(), size=target[1:], mode="bicubic", align_corners=False)
-            resized[name] = image[0].to(table.dtype)
+            old = [(side + 1) // 2 for side in table.shape[1:]]
+            resized[name] = resize_table(table, module, old, module.table_size)
         else:  # "fixed": the old map's sides are not stored; released models are square
             side = math.isqrt(table.shape[1])
             if side * side == table.shape[1]:
-                resized[name] = resize_fixed_bias(table, (side, side), module.table_size, module.stride)
+                resized[name] = resize_table(table, module, (side, side), module.table_size)
     return resized
 
 
 def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under the released names or ours, made to load strictly into ``model`` (tables at its size)."""
+    """Weights under the released names or ours, made to load strictly into ``model`` (tables at its size).
+
+    Raises:
+        ConversionError: weights of the blocks are missing or not the model's. Its ends may be: stem and classifier of
+            another width are timm's to adapt, a detector's backbone has no classifier.
+    """
     ours = convert_official(state_dict) if is_official(state_dict) else dict(unwrap(state_dict))
+    expected = model.state_dict()
     for path, module in model.named_modules():
-        if (
-            isinstance(module, DeformedPoints) and module.offset_net is None
-        ):  # the released code keeps an unused network
+        # What the released code keeps without using it: the network of switched-off offsets ...
+        if isinstance(module, DeformedPoints) and module.offset_net is None:
             ours = {name: value for name, value in ours.items() if not name.startswith(f"{path}.offset_net.")}
+    # ... and the layer scales of blocks that have one branch.
+    unused = re.compile(r"stages\.\d+\.blocks\.\d+\.scale[12]\.gamma")
+    convs = {
+        name.removesuffix("conv.weight")
+        for name in expected
+        if re.fullmatch(r"stages\.\d+\.blocks\.\d+\.conv\.weight", name)
+    }
+    ours = {n: v for n, v in ours.items() if not (unused.fullmatch(n) and n.rsplit("scale", 1)[0] in convs)}
+    blocks = {name for name in expected if name.startswith("stages.")}
+    _refuse(blocks - ours.keys(), {name for name in ours if name.startswith("stages.")} - blocks, [])
     return resize_tables(ours, model)
 
 
@@ -170,19 +203,26 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """
     ours = adapt(state_dict, model)
     expected = model.state_dict()
-    missing, extra = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
-    wrong = [name for name in sorted(expected.keys() & ours.keys()) if expected[name].shape != ours[name].shape]
+    wrong = [
+        f"{name}: {tuple(ours[name].shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
+        for name in sorted(expected.keys() & ours.keys())
+        if expected[name].shape != ours[name].shape
+    ]
+    _refuse(expected.keys() - ours.keys(), ours.keys() - expected.keys(), wrong)
+    model.load_state_dict(ours)
+
+
+def _refuse(missing: AbstractSet[str], extra: AbstractSet[str], wrong: Sequence[str]) -> None:
     problems = []
     if missing:
-        problems.append(f"{len(missing)} weights of the model are missing ({missing[0]}, ...)")
+        problems.append(f"{len(missing)} weights of the model are missing ({min(missing)}, ...)")
     if extra:
-        problems.append(f"{len(extra)} weights are not the model's ({extra[0]}, ...)")
+        problems.append(f"{len(extra)} weights are not the model's ({min(extra)}, ...)")
     if wrong:
-        name = wrong[0]
-        problems.append(
-            f"{len(wrong)} have other shapes ({name}: {tuple(ours[name].shape)} in the checkpoint, "
-            f"{tuple(expected[name].shape)} in the model)"
-        )
-    if problems:
-        raise ConversionError("the checkpoint is of another architecture: " + "; ".join(problems))
-    model.load_state_dict(ours)
+        problems.append(f"{len(wrong)} have other shapes ({wrong[0]})")
+    if not problems:
+        return
+    hint = ""
+    if any(name.startswith("output_norms.") for name in extra):
+        hint = ". It is the backbone of a detector or segmenter: build the model with output_norms=True, num_classes=0"
+    raise ConversionError("the checkpoint is of another architecture: " + "; ".join(problems) + hint)

@@ -1,4 +1,4 @@
-"""Configurations of the authors' released code: the ``MODEL.DAT`` mapping of a YAML -> a model of ours (v1)."""
+"""Configurations of the authors' released code: the ``MODEL.DAT`` mapping of a YAML (v1 or DAT++) -> our model."""
 
 from __future__ import annotations
 
@@ -7,32 +7,49 @@ from itertools import pairwise
 from typing import Any
 
 from deformvit.models.convert import ConversionError
-from deformvit.models.dat import DAT
+from deformvit.models.network import DAT
 
 _BLOCKS = {"L": "window", "S": "shifted", "D": "deformable", "P": "reduction"}
-_KERNELS = (9, 7, 5, 3)  # of the offset networks: the released code chooses them by the index of the stage
+_BLOCKS_2 = {**_BLOCKS, "N": "neighborhood", "X": "conv"}
+_OTHER_BLOCKS = {
+    "Q": "QnA, not used in any published model", "E": "Slide attention, another paper's",
+    "C": "undefined in the released code", "A": "local deformable attention, not used in any published model",
+}  # fmt: skip
+_KERNELS = (9, 7, 5, 3)  # of the offset networks; the first generation chooses them by the index of the stage
 _REQUIRED = ("depths", "dims", "stage_spec", "heads")
 _KNOWN = {
     "img_size", "patch_size", "num_classes", "expansion", "dim_stem", "dims", "depths", "stage_spec", "heads",
     "window_sizes", "groups", "use_pes", "dwc_pes", "strides", "sr_ratios", "offset_range_factor", "no_offs",
     "fixed_pes", "ns_per_pts", "use_dwc_mlps", "use_conv_patches", "drop_rate", "attn_drop_rate", "drop_path_rate",
 }  # fmt: skip
-SECOND_GENERATION_KEYS = {
-    "ksizes", "nat_ksizes", "ksize_qnas", "nqs", "qna_activation", "deform_groups", "use_lpus", "use_cmt_mlps",
-    "layer_scale_values", "log_cpb", "ns_per_pt", "lower_lr_kvs", "use_checkpoint", "use_checkpoints",
+_DECISIVE = {"ksizes", "nat_ksizes", "use_lpus", "layer_scale_values", "log_cpb"}
+_WITHOUT_EFFECT = {  # on the blocks that are supported; some only exist in the dense-prediction repositories
+    "heads_q", "ksize_qnas", "nqs", "qna_activation", "lower_lr_kvs", "deform_groups", "local_orf", "local_kv_sizes",
+    "offset_pes", "out_indices", "use_checkpoint", "use_checkpoints", "init_cfg", "type",
 }  # fmt: skip
+SECOND_GENERATION_KEYS = _DECISIVE | _WITHOUT_EFFECT | {"use_cmt_mlps"}
 
 
-def _stage_position(index: int, use: bool, dwc: bool, fixed: bool) -> str:
+def _position(index: int, use: bool, dwc: bool, fixed: bool, log_cpb: bool, second: bool) -> str:
     if not use:
         return "none"
-    if dwc and fixed:
+    if dwc and fixed and not second:  # the second generation has an order of precedence
         raise ConversionError(f"stage {index + 1}: dwc_pes and fixed_pes are both set; choose one position embedding")
-    return "dwconv" if dwc else "fixed" if fixed else "relative"
+    return "dwconv" if dwc else "fixed" if fixed else "log_cpb" if log_cpb else "relative"
+
+
+def is_second_generation(config: Mapping[str, Any]) -> bool:
+    """Whether the mapping (keys in lower case) configures DAT++: it has keys or blocks that v1 has not."""
+    letters = {
+        letter for stage in config.get("stage_spec") or () if isinstance(stage, list | tuple) for letter in stage
+    }
+    return bool(config.keys() & SECOND_GENERATION_KEYS) or bool(letters & (_BLOCKS_2.keys() - _BLOCKS.keys()))
 
 
 def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of :class:`~deformvit.models.dat.DAT` from the ``MODEL.DAT`` mapping of a released v1 YAML.
+    """Arguments of :class:`~deformvit.models.network.DAT` from the ``MODEL.DAT`` mapping of a released YAML.
+
+    A mapping with keys that only the second generation has is DAT++, any other v1.
 
     Keys are taken in any case, as the YAML writes them; a whole YAML mapping is accepted too.
 
@@ -44,12 +61,8 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("DAT"), Mapping):
         config = config["DAT"]
     values = {str(key).lower(): value for key, value in config.items()}
-    newer = sorted(values.keys() & SECOND_GENERATION_KEYS)
-    if newer:
-        raise ConversionError(
-            f"this is a DAT++ (second generation) configuration, not yet supported: {', '.join(newer)}"
-        )
-    unknown = sorted(values.keys() - _KNOWN)
+    second = is_second_generation(values)
+    unknown = sorted(values.keys() - _KNOWN - (SECOND_GENERATION_KEYS if second else set()))
     if unknown:
         raise ConversionError(f"unknown keys: {', '.join(unknown)}")
     missing = [key for key in _REQUIRED if key not in values]
@@ -78,21 +91,25 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ConversionError(f"{name}: expected a number, got {number!r}")
         return number
 
+    known_blocks = _BLOCKS_2 if second else _BLOCKS
     blocks: list[list[str]] = []
     for i, (spec, depth) in enumerate(zip(column("stage_spec", (list, tuple)), depths, strict=True)):
         if len(spec) != depth:
             raise ConversionError(f"stage {i + 1}: stage_spec has {len(spec)} blocks {spec}, depths says {depth}")
-        strange = [letter for letter in spec if letter not in _BLOCKS]
+        strange = [letter for letter in spec if letter not in known_blocks]
         if strange:
-            raise ConversionError(f"stage {i + 1}: unknown block {strange[0]!r}; expected one of {', '.join(_BLOCKS)}")
-        blocks.append([_BLOCKS[letter] for letter in spec])
+            what = _OTHER_BLOCKS.get(strange[0], "unknown") if second else "unknown"
+            raise ConversionError(
+                f"stage {i + 1}: unknown block {strange[0]!r} ({what}); expected one of {', '.join(known_blocks)}"
+            )
+        blocks.append([known_blocks[letter] for letter in spec])
     dims = column("dims", int)
     stem = number("dim_stem", 96, int)
     for i, (low, high) in enumerate(pairwise(dims)):
         if high != 2 * low:
             raise ConversionError(f"dims {dims}: stage {i + 2} must have twice the channels of stage {i + 1}")
 
-    used = {name: [name in stage for stage in blocks] for name in _BLOCKS.values()}
+    used = {name: [name in stage for stage in blocks] for name in _BLOCKS_2.values()}
     # Defaults are those of the released constructor; -1 marks a stage that does not use the value.
     needs: dict[str, tuple[str, tuple[int, ...]]] = {
         "groups": ("deformable", (-1, -1, 3, 6)), "strides": ("deformable", (-1,) * 4),
@@ -108,18 +125,25 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
                 )
             numbers[name].append(value if used[block][i] else 1)
 
+    off, deformable = (False,) * 4, used["deformable"]
     ranges, bounds = [], []
     for i, factor in enumerate(column("offset_range_factor", (int, float), (1, 2, 3, 4))):
-        # v1 bounds offsets only where the factor is positive, and squashes positions where it is negative.
-        bound = "range" if factor > 0 or not used["deformable"][i] else "tanh" if factor < 0 else "none"
+        if not deformable[i]:
+            bound, limit = "range", 2.0
+        elif second:  # tanh where the factor is not negative, else raw offsets and clamped positions
+            bound, limit = ("range", float(factor)) if factor >= 0 else ("clamp", 2.0)
+        else:  # v1 bounds offsets only where the factor is positive, and squashes positions where it is negative
+            bound = "range" if factor > 0 else "tanh" if factor < 0 else "none"
+            limit = float(factor) if factor > 0 else 2.0
         bounds.append(bound)
-        ranges.append(float(factor) if bound == "range" and factor > 0 else 2.0)
-    off = (False,) * 4
-    flags = zip(*(column(name, bool, off) for name in ("use_pes", "dwc_pes", "fixed_pes")), strict=True)
-    conv = values.get("use_conv_patches", False)
-    return {
+        ranges.append(limit)
+    columns = (column(name, bool, off) for name in ("use_pes", "dwc_pes", "fixed_pes", "log_cpb"))
+    flags: list[Any] = list(zip(*columns, strict=True))
+    no_offsets = column("no_offs", bool, off)
+    conv, patch_size = values.get("use_conv_patches", False), number("patch_size", 4, int)
+    arguments = {
         "img_size": number("img_size", 224, int),
-        "patch_size": number("patch_size", 4, int),
+        "patch_size": patch_size,
         "num_classes": number("num_classes", 1000, int),
         "depths": tuple(depths),
         "dims": tuple(dims),
@@ -132,8 +156,8 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
         "offset_kernel": _KERNELS[:stages],
         "offset_range": tuple(ranges),
         "bound": tuple(bounds),
-        "offsets": tuple(not flag for flag in column("no_offs", bool, off)),
-        "position": tuple(_stage_position(i, *flag) for i, flag in enumerate(flags)),
+        "offsets": tuple(not flag for flag in no_offsets),
+        "position": tuple(_position(i, use, dwc, fixed, log, second) for i, (use, dwc, fixed, log) in enumerate(flags)),
         "embed": "conv" if conv else "patch",
         "stem_kernel": 7 if conv else None,  # at every patch size
         "conv_mlp": tuple("plain" if on else "none" for on in column("use_dwc_mlps", bool, off)),
@@ -142,6 +166,34 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
         "proj_drop_rate": float(number("drop_rate", 0.0)),
         "attn_drop_rate": float(number("attn_drop_rate", 0.0)),
         "drop_path_rate": float(number("drop_path_rate", 0.0)),
+    }
+    if not second:
+        return arguments
+
+    if any(column("use_cmt_mlps", bool, off)):
+        raise ConversionError("use_cmt_mlps: MLPs with batch norms, which no published model has, are not supported")
+    if conv and patch_size != 4:
+        raise ConversionError(f"patch_size: the released convolutional stem has stride 4 only, got {patch_size}")
+    kernels = [k if deformable[i] else 3 for i, k in enumerate(column("ksizes", int, _KERNELS))]
+    side_by_side = [kernel == stride for kernel, stride in zip(kernels, arguments["stride"], strict=True)]
+    # The released code drops the position bias with the offsets, and averages keys.
+    positions = ["none" if off_ else p for off_, p in zip(no_offsets, arguments["position"], strict=True)]
+    scales = column("layer_scale_values", (int, float), (-1,) * 4)
+    return arguments | {
+        "convention": "datpp",
+        "neighborhood_size": tuple(
+            k if used["neighborhood"][i] else 7 for i, k in enumerate(column("nat_ksizes", int, (3,) * 4))
+        ),
+        "small_map": "zeros",
+        "offset_kernel": tuple(kernels),
+        "offset_padding": tuple("none" if side else "same" for side in side_by_side),
+        "sampling": tuple("pooled" if off_ else "bilinear" for off_ in no_offsets),
+        "position": tuple(positions),
+        "embed": "stacked" if conv else "patch",
+        "stem_kernel": None,
+        "conv_mlp": tuple("residual" if on else "none" for on in column("use_dwc_mlps", bool, off)),
+        "local_perception": tuple(column("use_lpus", bool, off)),
+        "layer_scale": tuple(float(scale) if scale > 0 else None for scale in scales),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from deformvit.layers import DeformedPoints
-from deformvit.models.dat import DAT
+from deformvit.models.network import DAT
 from deformvit.ops import grid
 
 
@@ -32,7 +32,7 @@ class LayerPoints:
 
     def pixels(self, positions: Tensor, image_hw: tuple[int, int]) -> Tensor:
         """(..., 2) positions -> (y, x) pixels of the image, the top left corner being (0, 0)."""
-        index = grid.to_index(positions, *self.feature_hw)
+        index = grid.to_index(positions, self.feature_hw)
         if self.stride:
             return index * self.stride + self.first
         return (index + 0.5) * index.new_tensor([image_hw[0] / self.feature_hw[0], image_hw[1] / self.feature_hw[1]])
@@ -61,10 +61,10 @@ def record_points(model: nn.Module) -> Iterator[Trace]:
                 layer: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name.removesuffix(".points")
             ) -> None:
                 assert isinstance(layer, DeformedPoints)
-                height, width = inputs[0].shape[-2:]
-                reference = layer.reference(height, width, device=output.device, dtype=output.dtype)
+                size = inputs[0].shape[2:]
+                reference = layer.reference(*size, device=output.device, dtype=output.dtype)
                 stride, first = next((g for stage, g in geometry.items() if name.startswith(f"{stage}.")), (0, 0.0))
-                points = LayerPoints(name, reference, output.detach().clone(), (height, width), stride, first)
+                points = LayerPoints(name, reference, output.detach().clone(), (size[0], size[1]), stride, first)
                 trace.layers.append(points)
 
             handles.append(module.register_forward_hook(hook))

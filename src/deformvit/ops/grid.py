@@ -1,7 +1,8 @@
 """Where reference points, queries and deformed points lie: the only module that knows coordinates.
 
-Positions are (y, x), normalised so that the map spans [-1, 1] on either axis whatever its size. They become (x, y)
-once, inside :func:`sample`, because that is the order ``torch.nn.functional.grid_sample`` reads.
+Positions are (y, x), normalised so that the map spans [-1, 1] on either axis whatever its size; (x,) on sequences and
+(z, y, x) in volumes, always in the order of the tensor's axes. They are reversed once, inside :func:`sample`, because
+``torch.nn.functional.grid_sample`` reads (x, y).
 
 Three conventions place point ``i`` of ``n``. Sampling is always ``align_corners=True`` (-1 and 1 are the centres of the
 first and last pixel), as in the released code, whose checkpoints depend on it:
@@ -19,6 +20,7 @@ A single point (``n = 1``), for which the last two divide by zero in the release
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -42,16 +44,14 @@ def _axis(n: int, shift: float, span: int, device: torch.device | None, dtype: t
 
 
 def _grid(
-    height: int, width: int, shift: float, per_interval: bool, device: torch.device | None, dtype: torch.dtype
+    size: Sequence[int], shift: float, per_interval: bool, device: torch.device | None, dtype: torch.dtype
 ) -> Tensor:
-    y = _axis(height, shift, height - per_interval, device, dtype)
-    x = _axis(width, shift, width - per_interval, device, dtype)
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
+    axes = [_axis(n, shift, n - per_interval, device, dtype) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def reference_points(
-    height: int,
-    width: int,
+    size: Sequence[int],
     convention: Convention = "v1",
     *,
     device: torch.device | None = None,
@@ -59,35 +59,39 @@ def reference_points(
 ) -> Tensor:
     """Uniform grid of reference points p (section 3.2).
 
+    Args:
+        size: (H, W) of the key grid; (L,) or (D, H, W) in one or three dimensions.
+
     Returns:
-        (height, width, 2), (y, x), normalised.
+        (*size, n), (y, x) for n = 2, normalised.
     """
     check_convention(convention)
     shift = 0.0 if convention == "aligned" else 0.5
-    return _grid(height, width, shift, convention != "v1", device, dtype)
+    return _grid(size, shift, convention != "v1", device, dtype)
 
 
 def query_points(
-    height: int,
-    width: int,
+    size: Sequence[int],
     convention: Convention = "v1",
     *,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Positions of the queries of a height x width map, from which displacements are measured (equation 6).
+    """Positions of the queries of a map, from which displacements are measured (equation 6).
+
+    Args:
+        size: (H, W) of the queries' map; (L,) or (D, H, W) in one or three dimensions.
 
     Returns:
-        (height, width, 2), (y, x), normalised.
+        (*size, n), (y, x) for n = 2, normalised.
     """
     check_convention(convention)
     shift = 0.5 if convention == "v1" else 0.0
-    return _grid(height, width, shift, convention != "v1", device, dtype)
+    return _grid(size, shift, convention != "v1", device, dtype)
 
 
 def key_cell(
-    height: int,
-    width: int,
+    size: Sequence[int],
     convention: Convention = "v1",
     *,
     device: torch.device | None = None,
@@ -98,30 +102,51 @@ def key_cell(
     The released code multiplies by 1/n (v1) or 1/(n - 1) (DAT++) although [-1, 1] is two long, hence the half.
 
     Returns:
-        (2,), (y, x).
+        (n,), (y, x) for n = 2.
     """
     check_convention(convention)
     interval = convention != "v1"
-    sides = [1.0 / max(height - interval, 1), 1.0 / max(width - interval, 1)]
-    return torch.tensor(sides, device=device, dtype=dtype)
+    return torch.tensor([1.0 / max(n - interval, 1) for n in size], device=device, dtype=dtype)
 
 
+@torch.fx.wrap
 def sample(x: Tensor, pos: Tensor) -> Tensor:
-    """Bilinear sampling of a map at positions, zero outside (equation 5, phi with g(a, b) = max(0, 1 - |a - b|)).
+    """Linear sampling of a map at positions, zero outside (equation 5, phi with g(a, b) = max(0, 1 - |a - b|)).
 
     Args:
-        x: (B, C, H, W) features.
-        pos: (B, H_out, W_out, 2) positions, (y, x), normalised.
+        x: (B, C, H, W) features; (B, C, L) or (B, C, D, H, W) in one or three dimensions.
+        pos: (B, *size_out, n) positions, (y, x) for n = 2, normalised. ``size_out`` has any number of axes.
 
     Returns:
-        (B, C, H_out, W_out), in the dtype of ``x``.
+        (B, C, *size_out), in the dtype of ``x``.
     """
     if x.dtype != pos.dtype:  # under autocast features may be bfloat16, whose eight bits cannot hold a position
-        return F.grid_sample(x.to(pos.dtype), pos.flip(-1), mode="bilinear", align_corners=True).to(x.dtype)
-    return F.grid_sample(x, pos.flip(-1), mode="bilinear", align_corners=True)
+        return sample(x.to(pos.dtype), pos).to(x.dtype)
+    axes = pos.shape[-1]
+    out_size = pos.shape[1:-1]
+    reverse = pos.flip(-1)
+    if axes == 1:  # grid_sample knows images and volumes: a sequence is an image of one row
+        x = x.unsqueeze(2)
+        reverse = F.pad(reverse, (0, 1))
+    images = max(axes, 2)
+    if len(out_size) == images:
+        return F.grid_sample(x, reverse, mode="bilinear", align_corners=True)
+    points = reverse.reshape(x.shape[0], *(1,) * (images - 1), -1, images)
+    sampled = F.grid_sample(x, points, mode="bilinear", align_corners=True)
+    return sampled.reshape(*x.shape[:2], *out_size)
 
 
-def to_index(pos: Tensor, height: int, width: int) -> Tensor:
-    """Positions as fractional (row, column) of a height x width map, (0, 0) being the centre of its first pixel."""
-    size = torch.tensor([height, width], device=pos.device, dtype=pos.dtype)
-    return (pos + 1) / 2 * (size - 1)
+def to_index(pos: Tensor, size: Sequence[int]) -> Tensor:
+    """Positions as fractional (row, column) of a map of that size, (0, 0) being the centre of its first pixel."""
+    return (pos + 1) / 2 * (torch.tensor(size, device=pos.device, dtype=pos.dtype) - 1)
+
+
+def from_index(index: Tensor, size: Sequence[int]) -> Tensor:
+    """The inverse of :func:`to_index`: fractional (row, column) of a map as normalised positions.
+
+    On an axis of one pixel every index becomes the centre, 0.
+    """
+    span = [max(n - 1, 1) for n in size]
+    single = torch.tensor([n == 1 for n in size], device=index.device)
+    pos = index * (2.0 / torch.tensor(span, device=index.device, dtype=index.dtype)) - 1
+    return pos.masked_fill(single, 0.0)

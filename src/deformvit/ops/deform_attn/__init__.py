@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from deformvit.ops import grid
@@ -10,6 +14,7 @@ from deformvit.ops.deform_attn import reference
 __all__ = ["deform_attn"]
 
 
+@torch.fx.wrap
 def deform_attn(
     q: Tensor,
     k: Tensor,
@@ -17,7 +22,7 @@ def deform_attn(
     pos: Tensor,
     table: Tensor | None,
     *,
-    query_hw: tuple[int, int],
+    query_hw: Sequence[int],
     convention: grid.Convention = "v1",
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -28,10 +33,11 @@ def deform_attn(
         q: (B, M, H*W, d) queries, row by row.
         k: (B, M, N, d) deformed keys.
         v: (B, M, N, d) deformed values.
-        pos: (B, G, N, 2) deformed points, (y, x), normalised; heads m of group g are m // (M // G) = g.
+        pos: (B, G, N, 2) deformed points, (y, x), normalised; heads m of group g are m // (M // G) = g. The last axis
+            is 1 on sequences and 3 in volumes.
         table: (M, T_h, T_w) relative position table of each head, or None for no bias. Any size: displacements are
             normalised, so a table learned at one map size is interpolated at another.
-        query_hw: (H, W) of the map that the queries come from.
+        query_hw: (H, W) of the map that the queries come from; (L,) on sequences, (D, H, W) in volumes.
         convention: where queries lie, see :mod:`deformvit.ops.grid`.
         scale: factor of q k^T; 1 / sqrt(d) by default.
         dropout_p: dropout on the attention weights.
@@ -50,21 +56,22 @@ def deform_attn(
     )
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: tuple[int, int]) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: Sequence[int]) -> None:
     if q.ndim != 4 or k.ndim != 4:
         raise ValueError(f"q and k must be (B, M, tokens, d), got {tuple(q.shape)} and {tuple(k.shape)}")
     batch, heads, queries, dim = q.shape
-    keys = k.shape[2]
-    if queries != query_hw[0] * query_hw[1]:
-        raise ValueError(f"q has {queries} queries but query_hw={tuple(query_hw)} has {query_hw[0] * query_hw[1]}")
+    keys, axes = k.shape[2], len(query_hw)
+    if queries != math.prod(query_hw):
+        raise ValueError(f"q has {queries} queries but query_hw={tuple(query_hw)} has {math.prod(query_hw)}")
     if k.shape != (batch, heads, keys, dim) or v.shape[:3] != k.shape[:3]:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must agree in batch, heads and head "
             "dimension, k and v also in the number of keys"
         )
-    if pos.ndim != 4 or pos.shape[0] != batch or pos.shape[2:] != (keys, 2):
-        raise ValueError(f"pos must be (B, G, N, 2) = ({batch}, G, {keys}, 2), got {tuple(pos.shape)}")
+    if pos.ndim != 4 or pos.shape[0] != batch or pos.shape[2:] != (keys, axes):
+        raise ValueError(f"pos must be (B, G, N, {axes}) = ({batch}, G, {keys}, {axes}), got {tuple(pos.shape)}")
     if pos.shape[1] == 0 or heads % pos.shape[1]:
         raise ValueError(f"{heads} heads cannot be shared evenly by the {pos.shape[1]} groups of pos")
-    if table is not None and (table.ndim != 3 or table.shape[0] != heads):
-        raise ValueError(f"table must be (M, T_h, T_w) with M = {heads} heads, got {tuple(table.shape)}")
+    if table is not None and (table.ndim != axes + 1 or table.shape[0] != heads):
+        sides = ", ".join(["T_d", "T_h", "T_w"][-axes:])
+        raise ValueError(f"table must be (M, {sides}) with M = {heads} heads, got {tuple(table.shape)}")

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from deformvit.ops import grid
 
 
-def position_bias(pos: Tensor, table: Tensor, query_hw: tuple[int, int], convention: grid.Convention) -> Tensor:
+def displacement(pos: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Tensor:
+    """R of equation 6: how far every query lies from every deformed key; [-1, 1] while both are on the map.
+
+    Args:
+        pos: (B, G, N, n) deformed points.
+
+    Returns:
+        (B * G, queries, N, n).
+    """
+    queries = grid.query_points(query_hw, convention, device=pos.device, dtype=pos.dtype)
+    # Positions span [-1, 1], their differences twice that.
+    return (queries.flatten(0, -2)[None, :, None] - pos.flatten(0, 1)[:, None]) / 2
+
+
+def position_bias(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Tensor:
     """phi(B; R) of equation 6: the table read at the displacement of every query from every deformed key.
 
     Args:
-        pos: (B, G, N, 2) deformed points.
+        pos: (B, G, N, n) deformed points.
         table: (M, T_h, T_w) learned table of each head.
 
     Returns:
-        (B, M, H*W, N).
+        (B, M, queries, N).
     """
-    batch, groups, keys, _ = pos.shape
-    heads = table.shape[0]
-    queries = grid.query_points(*query_hw, convention, device=pos.device, dtype=pos.dtype)
-    # Displacements lie in [-2, 2] while both points are on the map; the table spans [-1, 1].
-    displacement = (queries.reshape(1, -1, 1, 2) - pos.reshape(batch * groups, 1, keys, 2)) / 2
-    tables = table.to(pos.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
-    return grid.sample(tables, displacement).reshape(batch, heads, -1, keys)
+    batch, groups = pos.shape[:2]
+    tables = table.to(pos.dtype).unflatten(0, (groups, -1)).repeat(batch, *(1,) * table.ndim)
+    bias = grid.sample(tables, displacement(pos, query_hw, convention))
+    return bias.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+@torch.fx.wrap
+def log_displacement(pos: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Tensor:
+    """The log-spaced displacement that DAT++'s continuous position bias reads (after Swin Transformer V2, section 3.3).
+
+    sign(r) log2(|r| + 1) / log2(8) of r = 8 R, which runs to 8 where one point is on the map's far side of the other.
+
+    Returns:
+        (B * G, queries, N, n).
+    """
+    scaled = 8.0 * displacement(pos, query_hw, convention)
+    return scaled.sign() * torch.log2(scaled.abs() + 1.0) / math.log2(8.0)
 
 
 def deform_attn(
@@ -34,7 +61,7 @@ def deform_attn(
     pos: Tensor,
     table: Tensor | None,
     *,
-    query_hw: tuple[int, int],
+    query_hw: Sequence[int],
     convention: grid.Convention,
     scale: float,
     dropout_p: float,

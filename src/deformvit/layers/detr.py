@@ -1,0 +1,83 @@
+"""Deformable DETR's attention on one map: the rival that the paper measures itself against (Table 8)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from deformvit.layers.common import check_heads, check_map
+from deformvit.ops import grid
+
+
+@torch.fx.wrap
+def _sample_and_mix(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Values (B, M, d, H, W) at every query's points, mixed: offsets (B, H, W, M, K, 2) in pixels, weights without 2.
+
+    Returns (B, H, W, M * d).
+    """
+    batch, heads, _, height, width = values.shape
+    dtype = torch.promote_types(offsets.dtype, torch.float32)
+    queries = grid.query_points((height, width), "aligned", device=values.device, dtype=dtype)
+    index = grid.to_index(queries, (height, width))[:, :, None, None] + offsets.to(dtype)
+    pos = grid.from_index(index, (height, width)).movedim(3, 1)  # (B, M, H, W, K, 2)
+    sampled = grid.sample(values.flatten(0, 1), pos.flatten(0, 1).flatten(1, 2))  # (B M, d, H W, K)
+    mixed = (sampled * weights.movedim(3, 1).flatten(0, 1).flatten(1, 2)[:, None]).sum(-1)
+    return mixed.reshape(batch, heads, -1, height, width).flatten(1, 2).permute(0, 2, 3, 1)
+
+
+class DeformableDetrAttention(nn.Module):
+    """Every query samples values at points of its own and mixes them (Deformable DETR, equation 2, on a single map).
+
+    Offsets, in pixels from the query, and attention weights are linear in the query: there are no keys, no products of
+    queries and keys, and no points shared among queries. Memory and sampling grow with queries x points.
+
+    Args:
+        dim: channels C.
+        num_heads: heads M; divides ``dim``.
+        points: K sampled points of each query and head.
+        attn_drop: dropout on attention weights.
+        proj_drop: dropout on the output.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, points: int = 16, attn_drop: float = 0.0, proj_drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        if points < 1:
+            raise ValueError(f"points must be at least 1, got {points}")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.points = points
+        self.offsets = nn.Linear(dim, num_heads * points * 2)
+        self.weights = nn.Linear(dim, num_heads * points)
+        self.value = nn.Linear(dim, dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self._start_on_rings()
+
+    def _start_on_rings(self) -> None:
+        """Heads begin in directions of their own, points further and further out, weights equal (there, A.4)."""
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.sin(), angle.cos()], -1)  # (y, x)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        # Seven pixels at most: most of 196 points a pixel apart would begin off a map of 14 x 14, without gradient.
+        radius = torch.linspace(1, min(self.points, 7), self.points)
+        with torch.no_grad():
+            self.offsets.bias.copy_((direction[:, None] * radius[:, None]).flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        check_map(x, self.dim)
+        tokens = x.permute(0, 2, 3, 1)
+        offsets = self.offsets(tokens).unflatten(-1, (self.num_heads, self.points, 2))
+        weights = self.weights(tokens).unflatten(-1, (self.num_heads, self.points)).softmax(-1)
+        values = self.value(tokens).permute(0, 3, 1, 2).unflatten(1, (self.num_heads, -1))
+        out = _sample_and_mix(values, offsets, self.attn_drop(weights))
+        return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)

@@ -1,0 +1,358 @@
+"""Vision Transformer with Deformable Attention (DAT) and its successor DAT++: one family, by configuration.
+
+Papers: Zhuofan Xia, Xuran Pan, Shiji Song, Li Erran Li, Gao Huang: "Vision Transformer with Deformable Attention",
+CVPR 2022, https://arxiv.org/abs/2201.00520, and "DAT++: Spatially Dynamic Vision Transformer with Deformable
+Attention", https://arxiv.org/abs/2309.01430. Original code: https://github.com/LeapLabTHU/DAT (Apache-2.0). This is an
+independent implementation that loads the released checkpoints exactly (deformvit.models.convert).
+
+What a stage is made of is in deformvit.models.blocks, the registered models are in deformvit.models.dat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import torch
+from timm.layers import ClassifierHead, LayerNorm2d, to_2tuple
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from deformvit.layers import (
+    ConvStem,
+    DeformableAttention,
+    DeformablePatchEmbed,
+    PatchEmbed,
+    PatchMerging,
+    WindowAttention,
+)
+from deformvit.layers.common import ConvMlp
+from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
+from deformvit.layers.neighborhood import SmallMap
+from deformvit.models.blocks import Common, Shifting, Stage, stage_specs
+from deformvit.ops.grid import Convention
+
+Embed = Literal["patch", "conv", "stacked", "deformable"]
+Downsample = Literal["patch", "conv", "merging", "deformable"]
+T = TypeVar("T")
+PerStage: TypeAlias = "T | Sequence[T]"
+"""One value for all stages, or one for each."""
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
+
+
+def _stem(embed: Embed, in_chans: int, dim: int, stride: int, kernel: int | None) -> nn.Module:
+    if embed == "stacked":
+        return ConvStem(in_chans, dim, stride)
+    if embed == "deformable":
+        return DeformablePatchEmbed(in_chans, dim, stride)
+    overlapping = (kernel or 2 * stride - 1) if embed == "conv" else stride
+    return PatchEmbed(in_chans, dim, stride, overlapping, bias=True)
+
+
+def _downsample(kind: Downsample, in_chans: int, dim: int, dense: bool) -> nn.Module:
+    if kind in ("patch", "conv"):
+        return PatchEmbed(in_chans, dim, 2, 3 if kind == "conv" else 2, bias=False, dense=dense)
+    if dense:
+        raise ValueError(f"output_stride below 32 needs downsample 'patch' or 'conv', got {kind!r}")
+    return PatchMerging(in_chans, dim) if kind == "merging" else DeformablePatchEmbed(in_chans, dim, 2)
+
+
+class DAT(nn.Module):
+    """Deformable Attention Transformer: a pyramid of four stages with strides 4, 8, 16, 32 (section 3.3, Table 1).
+
+    Arguments marked * take one value for all stages or one for each. Any input size works in forward; ``img_size`` is
+    the nominal size that position tables are learned for.
+
+    Args:
+        img_size: nominal height and width of images.
+        in_chans: image channels.
+        num_classes: classes; 0 for no classifier.
+        global_pool: timm's name of the pooling before the classifier; "" for none.
+        output_stride: pixels of the image for each of the last map: 32, or 16 or 8 for denser maps in dense prediction
+            (the last downsampling convolutions then move by one pixel). For other patch sizes, 8 times the patch etc.
+        patch_size: stride of the patch embedding.
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        num_heads: attention heads of each stage.
+        blocks: pattern of block names of each stage, see :func:`~deformvit.models.blocks.stage_specs`: "window",
+            "shifted", "neighborhood", "deformable", "reduction" (PVT), "deformable_detr" (Table 8), "conv" (depthwise).
+        window_size: * side of attention windows, kernel of "conv" blocks.
+        neighborhood_size: * side of neighbourhoods.
+        groups: * offset groups G.
+        stride: * r, queries per deformed key along an axis.
+        reduction: * reduction of keys in "reduction" blocks (PVT's: 8, 4, 2, 1).
+        points: * sampled points of each query in "deformable_detr" blocks.
+        offset_kernel: * kernel of the offset network.
+        offset_padding: * its padding, see :class:`~deformvit.layers.DeformedPoints`.
+        offset_range: * s; 0 turns offsets off (Fig. 4).
+        bound: * what bounds positions, see :class:`~deformvit.layers.DeformedPoints`.
+        offsets: * False for attention to the undeformed grid (Table 6).
+        sampling: * "bilinear", or "pooled" for averaged keys (released DAT++ with offsets off).
+        position: * of deformable blocks: "relative", "log_cpb", "fixed", "dwconv" or "none" (Table 6).
+        convention: coordinates of deformable blocks, see :mod:`deformvit.ops.grid`.
+        shifting: of "shifted" blocks: "dat" by half a window rounded up, "swin" rounded down, and not at all where one
+            window covers the map.
+        small_map: what "neighborhood" blocks do on maps smaller than a neighbourhood, see
+            :class:`~deformvit.layers.NeighborhoodAttention`.
+        embed: "patch" for patches side by side; "conv" for overlapping kernels of 2 * stride - 1, the released 7 x 7
+            stride 4 and 3 x 3 stride 2 (Table 9); "stacked" for two 3 x 3 convolutions (DAT++); "deformable" for DPT's
+            patches of predicted place and size.
+        downsample: between stages: "patch", "conv", "merging" (Swin's) or "deformable"; by default what fits ``embed``.
+        stem_kernel: another kernel for the overlapping patch embedding.
+        conv_mlp: * the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
+        local_perception: * a depthwise 3 x 3 convolution before every block (DAT++).
+        layer_scale: * start of the scale of each branch's channels; None for no scales.
+        expansion: hidden channels of MLPs as a multiple of their channels.
+        stem_dim: channels of the patch embedding if not ``dims[0]``; a 1 x 1 convolution then leads to stage 1.
+        output_norms: a LayerNorm for every stage's map, as detection and segmentation read them (section 3.3);
+            :meth:`forward_intermediates` and ``features_only`` then return normalised maps, and there is no final norm.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout after projections and in MLPs.
+        attn_drop_rate: dropout on attention weights.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        output_stride: int | None = None,
+        patch_size: int = 4,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        blocks: Sequence[str | Sequence[str]] = ("window shifted",) * 2 + ("window deformable",) * 2,
+        window_size: PerStage[int] = 7,
+        neighborhood_size: PerStage[int] = 7,
+        groups: PerStage[int] = (1, 2, 3, 6),
+        stride: PerStage[int] = 1,
+        reduction: PerStage[int] = (8, 4, 2, 1),
+        points: PerStage[int] = 16,
+        offset_kernel: PerStage[int] = (9, 7, 5, 3),
+        offset_padding: PerStage[OffsetPadding] = "same",
+        offset_range: PerStage[float] = 2.0,
+        bound: PerStage[Bound] = "range",
+        offsets: PerStage[bool] = True,
+        sampling: PerStage[Sampling] = "bilinear",
+        position: PerStage[Position] = "relative",
+        convention: Convention = "v1",
+        shifting: Shifting = "dat",
+        small_map: SmallMap = "whole",
+        embed: Embed = "patch",
+        downsample: Downsample | None = None,
+        stem_kernel: int | None = None,
+        conv_mlp: PerStage[ConvMlp] = "none",
+        local_perception: PerStage[bool] = False,
+        layer_scale: PerStage[float | None] = None,
+        expansion: float = 4.0,
+        stem_dim: int | None = None,
+        output_norms: bool = False,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_choice("embed", embed, Embed)
+        _check_choice("shifting", shifting, Shifting)
+        fitting: dict[str, Downsample] = {"patch": "patch", "deformable": "deformable"}
+        between: Downsample = fitting.get(embed, "conv") if downsample is None else downsample
+        _check_choice("downsample", between, Downsample)
+        self.stage_specs = stage_specs(
+            depths, blocks, dim=dims, num_heads=num_heads, window_size=window_size,
+            neighborhood_size=neighborhood_size, groups=groups, stride=stride, reduction=reduction, points=points,
+            offset_kernel=offset_kernel, offset_padding=offset_padding, offset_range=offset_range, bound=bound,
+            offsets=offsets, sampling=sampling, position=position, conv_mlp=conv_mlp,
+            local_perception=local_perception, layer_scale=layer_scale,
+        )  # fmt: skip
+        common = Common(convention, shifting, small_map, expansion, attn_drop_rate, proj_drop_rate)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.img_size: tuple[int, int] = to_2tuple(img_size)
+        self.patch_size = patch_size
+        self.embed = embed
+        self.downsample = between
+        self.strides = _strides(patch_size, len(depths), output_stride)
+
+        self.stem = _stem(embed, in_chans, stem_dim or dims[0], patch_size, stem_kernel)
+        total = sum(depths)
+        rates = iter([drop_path_rate * i / max(total - 1, 1) for i in range(total)])
+        previous = stem_dim or dims[0]
+        sizes = self.map_sizes(self.img_size)
+        self.stages = nn.Sequential()
+        self.feature_info: list[dict[str, Any]] = []
+        for i, spec in enumerate(self.stage_specs):
+            down: nn.Module = nn.Identity()
+            if i > 0:
+                down = _downsample(between, previous, spec.dim, dense=self.strides[i] == self.strides[i - 1])
+            elif previous != spec.dim:
+                down = nn.Conv2d(previous, spec.dim, 1)
+            self.stages.append(Stage(spec, down, sizes[i], [next(rates) for _ in spec.blocks], common))
+            self.feature_info.append({"num_chs": spec.dim, "reduction": self.strides[i], "module": f"stages.{i}"})
+            previous = spec.dim
+        self.output_norms = nn.ModuleList(LayerNorm2d(dim, eps=1e-5) for dim in dims) if output_norms else None
+        self.norm: nn.Module = nn.Identity() if output_norms else LayerNorm2d(dims[-1], eps=1e-5)
+        self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+
+    def map_sizes(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(H, W) of every stage's map for images of that size."""
+        height, width = (-(-side // self.patch_size) for side in img_size)
+        sizes = []
+        for previous, stride in zip((self.strides[0], *self.strides), self.strides, strict=False):
+            height, width = (-(-side // (stride // previous)) for side in (height, width))
+            sizes.append((height, width))
+        return sizes
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, window_size: PerStage[int] | None = None
+    ) -> None:
+        """Change the nominal image size: position tables are interpolated to it, bicubically.
+
+        Not needed to run at another size; it is what the authors do before fine-tuning at 384 (DAT-B, windows of 12).
+
+        Args:
+            img_size: new nominal height and width.
+            window_size: new side of attention windows, for all stages or one for each; as it is by default.
+        """
+        if img_size is not None:
+            self.img_size = to_2tuple(img_size)
+            if min(self.img_size) < 1:
+                raise ValueError(f"img_size must be positive, got {self.img_size}")
+        windows = [window_size] * len(self.stages) if isinstance(window_size, int | None) else list(window_size)
+        if len(windows) != len(self.stages):
+            raise ValueError(f"window_size must have one value for each of {len(self.stages)} stages, got {windows}")
+        for stage, size, window in zip(self.stages, self.map_sizes(self.img_size), windows, strict=False):
+            for module in stage.modules():
+                if isinstance(module, DeformableAttention):
+                    module.set_table_size(size)
+                elif isinstance(module, WindowAttention) and window is not None:
+                    module.set_window_size(window)
+        changed = {"img_size": self.img_size if img_size is not None else None, "window_size": window_size}
+        self.model_args = {**getattr(self, "model_args", {}), **{k: v for k, v in changed.items() if v is not None}}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) images -> (B, dims[-1], H', W') normalised features of the last stage."""
+        # Channels last, LayerNorm and linear layers read the map without a copy.
+        x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        return self.norm(x) if self.output_norms is None else self.output_norms[-1](x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> (B, num_classes) logits, or (B, dims[-1]) pooled features."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) images -> (B, num_classes) logits."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps of the chosen stages (all by default), and the final features unless ``intermediates_only``.
+
+        Args: as in timm; ``indices`` counts stages, ``norm`` applies the final norm to the last stage's map. With
+            ``output_norms`` every map is normalised by its own.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        maps: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last:
+                return maps if intermediates_only else (x, maps)
+            x = stage(x)
+            if i in take:
+                taken = x
+                if self.output_norms is not None:
+                    taken = self.output_norms[i](x)
+                elif norm and i == len(self.stages) - 1:
+                    taken = self.norm(x)
+                maps.append(taken.permute(0, 2, 3, 1) if output_fmt == "NHWC" else taken)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if self.output_norms is None else self.output_norms[-1](x)), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last of ``indices``, and the final norm and classifier that then have no input."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        ends = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if self.output_norms is not None:
+            for i in range(len(self.output_norms)):
+                if i not in take:
+                    self.output_norms[i] = nn.Identity()
+        if prune_norm or ends:
+            self.norm = nn.Identity()
+        if prune_head or ends:
+            self.reset_classifier(0, "")
+        return take
+
+    def stage_geometry(self) -> dict[str, tuple[int, float]]:
+        """Of every stage's map, by module name: pixels between neighbours, and where the first one's centre lies.
+
+        Patches lie side by side and their centres in the middle; overlapping kernels are centred on every n-th pixel.
+        """
+        first = self.patch_size / 2 if self.embed in ("patch", "deformable") else 0.5
+        geometry = {}
+        for i, stride in enumerate(self.strides):
+            if i > 0 and self.downsample != "conv":  # 2 x 2 side by side, or (dense) all pairs of neighbours
+                first += self.strides[i - 1] / 2
+            geometry[f"stages.{i}"] = (stride, first)
+        return geometry
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; 0 classes removes it."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        self.head.reset(num_classes, pool_type=global_pool)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters, besides norms and biases, that are not decayed: position tables and layer scales."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("bias_table", ".gamma"))}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's description of layer groups, for layer-wise learning rate decay."""
+        if coarse:
+            return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+        blocks = [
+            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^(?:norm|output_norms)", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in backward instead of storing their activations."""
+        for stage in self.stages.children():
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+
+def _strides(patch_size: int, stages: int, output_stride: int | None) -> list[int]:
+    strides = [patch_size * 2**i for i in range(stages)]
+    if output_stride is None:
+        return strides
+    if output_stride not in strides[1:]:
+        raise ValueError(f"output_stride must be one of {strides[1:]}, got {output_stride}")
+    return [min(stride, output_stride) for stride in strides]

@@ -1,0 +1,106 @@
+"""Windows of a map: partition, mask and bias (Swin Transformer, arXiv 2103.14030)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.fx.wrap
+def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (B * windows, h * w, C), windows row by row of the map rolled up and left by ``shift``.
+
+    A map that is no multiple of the window is padded at the bottom and right; :func:`bias_and_mask` masks that out.
+    """
+    batch, height, width, channels = x.shape
+    (win_h, win_w), (rows, cols) = window, _counts(x, window)
+    if rows * win_h != height or cols * win_w != width:
+        x = F.pad(x, (0, 0, 0, cols * win_w - width, 0, rows * win_h - height))
+    if any(shift):
+        x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
+    windows = x.reshape(batch, rows, win_h, cols, win_w, channels).transpose(2, 3)
+    return windows.reshape(batch * rows * cols, win_h * win_w, channels)
+
+
+@torch.fx.wrap
+def merge(windows: Tensor, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`partition`, for the map ``x`` that was partitioned."""
+    height, width = x.shape[1:3]
+    (win_h, win_w), (rows, cols) = window, _counts(x, window)
+    out = windows.reshape(-1, rows, cols, win_h, win_w, windows.shape[-1]).transpose(2, 3)
+    out = out.reshape(-1, rows * win_h, cols * win_w, windows.shape[-1])
+    if any(shift):
+        out = out.roll(shift, dims=(1, 2))
+    return out[:, :height, :width]
+
+
+def _counts(x: Tensor, window: tuple[int, int]) -> tuple[int, int]:
+    return -(-x.shape[1] // window[0]), -(-x.shape[2] // window[1])
+
+
+@torch.fx.wrap
+def fit(x: Tensor, size: int, shift: int, swin: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Window and shift along both axes of the map (B, H, W, C).
+
+    An unshifted window larger than the map is cut to the map, which needs no padding. ``swin``: so is a shifted one,
+    which is then not shifted, as in Swin Transformer; otherwise it stays, as in the released DAT.
+    """
+    height, width = x.shape[1:3]
+    if swin:
+        window = min(size, height), min(size, width)
+        return window, (shift if height > size else 0, shift if width > size else 0)
+    if shift:
+        return (size, size), (shift, shift)
+    return (min(size, height), min(size, width)), (0, 0)
+
+
+@torch.fx.wrap
+def bias_and_mask(
+    table: Tensor, size: int, x: Tensor, window: tuple[int, int], shift: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """Position bias of the windows of :func:`partition`, minus infinity where a query must not attend.
+
+    Args:
+        table: ((2 size - 1)^2, M) bias of each displacement in a window of side ``size``.
+        x: (B, H, W, C) map.
+
+    Returns:
+        (1, M, L, L), or (B * windows, M, L, L) where windows differ.
+    """
+    win_h, win_w = window
+    y, x_ = (
+        torch.arange(win_h, device=table.device).repeat_interleave(win_w),
+        torch.arange(win_w, device=table.device).repeat(win_h),
+    )
+    index = (y[:, None] - y + size - 1) * (2 * size - 1) + x_[:, None] - x_ + size - 1
+    bias = table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None].to(dtype)
+    mask = _mask(x, window, shift)
+    if mask is None:
+        return bias
+    return torch.where(mask[:, None], bias, float("-inf")).repeat(x.shape[0], 1, 1, 1)
+
+
+def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
+    """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
+    hw = x.shape[1], x.shape[2]
+    if not any(shift) and hw[0] % window[0] == 0 and hw[1] % window[1] == 0:
+        return None
+
+    def regions(n: int, w: int, s: int) -> tuple[Tensor, Tensor]:
+        total = -(-n // w) * w
+        index = torch.arange(total, device=x.device)
+        source = (index + s) % total  # the pixel that stands here after the roll
+        return (index >= total - s).long().reshape(-1, w), (source < n).reshape(-1, w)
+
+    (seam_y, real_y), (seam_x, real_x) = (regions(*values) for values in zip(hw, window, shift, strict=True))
+
+    def windows(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # (rows, h), (cols, w) -> (rows * cols, h * w)
+        shape = y.shape[0], x.shape[0], y.shape[1], x.shape[1]
+        y_all, x_all = y[:, None, :, None].expand(shape), x[None, :, None, :].expand(shape)
+        return y_all.reshape(-1, shape[2] * shape[3]), x_all.reshape(-1, shape[2] * shape[3])
+
+    sy, sx = windows(seam_y, seam_x)
+    ry, rx = windows(real_y, real_x)
+    region = torch.where(ry & rx, 2 * sy + sx, -1)  # padding is its own region, so no row is empty
+    return region[:, :, None] == region[:, None, :]
