@@ -4,11 +4,12 @@ Importing registers the models with timm: ``timm.create_model("dat_tiny")``.
 """
 
 from deformvit.errors import UserError
-from deformvit.layers import DeformableAttention
+from deformvit.layers import DeformableAttention, NeighborhoodAttention
 from deformvit.models import DAT
 from deformvit.models.convert import convert_official, load_official
 from deformvit.models.files import load as load_model
 from deformvit.models.files import save as save_model
+from deformvit.models.hub import push_to_hub, save_for_hub
 from deformvit.models.official import model_from_official
 from deformvit.models.trace import record_points
 
@@ -17,12 +18,15 @@ __version__ = "0.1.0"
 __all__ = [
     "DAT",
     "DeformableAttention",
+    "NeighborhoodAttention",
     "UserError",
     "__version__",
     "convert_official",
     "load_model",
     "load_official",
     "model_from_official",
+    "push_to_hub",
     "record_points",
+    "save_for_hub",
     "save_model",
 ]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deformvit.layers.common import ChannelNorm, check_heads, check_map, pad_to_multiple
+from deformvit.layers import common
 from deformvit.ops import deform_attn, grid, log_displacement
 
 torch.fx.wrap("deform_attn")
@@ -126,7 +126,7 @@ class DeformedPoints(nn.Module):
             side = kernel_size // 2 if padding == "same" else 0
             self.offset_net = nn.Sequential(
                 conv(channels, channels, kernel_size, stride, side, groups=channels),
-                ChannelNorm(channels, eps=1e-5),
+                common.ChannelNorm(channels, eps=1e-5),
                 nn.GELU(),
                 conv(channels, axes, 1, bias=False),
             )
@@ -142,7 +142,7 @@ class DeformedPoints(nn.Module):
             return _references(q, self.groups, self.stride, self.bound, self.convention)
         q = q.unflatten(1, (self.groups, -1)).flatten(0, 1)
         if self.padding == "none":
-            q = pad_to_multiple(q, self.stride)
+            q = common.pad_to_multiple(q, self.stride)
         return _deform(self.offset_net(q), self.groups, self.offset_range, self.bound, self.convention)
 
 
@@ -201,7 +201,7 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        common.check_heads(dim, num_heads)
         if groups < 1 or num_heads % groups:
             raise ValueError(f"num_heads must be a multiple of groups, got num_heads={num_heads}, groups={groups}")
         _choose("position", position, Position)
@@ -255,7 +255,7 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        check_map(x, self.dim, self.axes)
+        common.check_map(x, self.dim, self.axes)
         q_tokens = self.q(x.movedim(1, -1))
         q_map = q_tokens.movedim(-1, 1)
         pos = self.points(q_map)

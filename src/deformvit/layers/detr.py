@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from deformvit.layers.common import check_heads, check_map
+from deformvit.layers import common
 from deformvit.ops import grid
 
 
@@ -45,7 +45,7 @@ class DeformableDetrAttention(nn.Module):
         self, dim: int, num_heads: int, points: int = 16, attn_drop: float = 0.0, proj_drop: float = 0.0
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        common.check_heads(dim, num_heads)
         if points < 1:
             raise ValueError(f"points must be at least 1, got {points}")
         self.dim = dim
@@ -74,7 +74,7 @@ class DeformableDetrAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        check_map(x, self.dim)
+        common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
         offsets = self.offsets(tokens).unflatten(-1, (self.num_heads, self.points, 2))
         weights = self.weights(tokens).unflatten(-1, (self.num_heads, self.points)).softmax(-1)

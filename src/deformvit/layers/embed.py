@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from deformvit.layers.common import pad_to_multiple
+from deformvit.layers import common
 from deformvit.ops import grid
 
 
@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         if self.end:
             x = F.pad(x, (0, self.end, 0, self.end))
         elif not self.overlap:
-            x = pad_to_multiple(x, self.stride)
+            x = common.pad_to_multiple(x, self.stride)
         return self.norm(self.conv(x))
 
 
@@ -70,7 +70,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
-        x = pad_to_multiple(x, 2)
+        x = common.pad_to_multiple(x, 2)
         # Swin orders the four by column, then row.
         four = [x[:, :, row::2, col::2] for col in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(four, 1).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -120,7 +120,7 @@ class DeformablePatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))."""
-        x = pad_to_multiple(x, self.stride)
+        x = common.pad_to_multiple(x, self.stride)
         points = _box_points(self.box(self.act(self.conv(x))), self.side, x.shape)
         sampled = grid.sample(x, points)  # (B, C, h, w, side, side)
         return self.norm(self.proj(sampled.permute(0, 2, 3, 1, 4, 5).flatten(3)).permute(0, 3, 1, 2))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deformvit.layers.common import check_heads, check_map
+from deformvit.layers import common
 from deformvit.ops import neighborhood_attn
 
 torch.fx.wrap("neighborhood_attn")
@@ -54,7 +54,7 @@ class NeighborhoodAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        common.check_heads(dim, num_heads)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"neighbourhoods must have an odd, positive side, got {kernel_size}")
         if small_map not in get_args(SmallMap):
@@ -72,7 +72,7 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        check_map(x, self.dim)
+        common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
         padded = _pad_to(tokens, self.kernel_size) if self.small_map == "zeros" else tokens
         qkv = self.qkv(padded).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 4, 1, 2, 5)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from deformvit.layers.common import check_heads, check_map, pad_to_multiple
+from deformvit.layers import common
 
 
 class ReductionAttention(nn.Module):
@@ -25,7 +25,7 @@ class ReductionAttention(nn.Module):
         self, dim: int, num_heads: int, reduction: int = 1, attn_drop: float = 0.0, proj_drop: float = 0.0
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        common.check_heads(dim, num_heads)
         if reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {reduction}")
         self.dim = dim
@@ -44,9 +44,9 @@ class ReductionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        check_map(x, self.dim)
+        common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
-        reduced = x if self.reduce is None else self.reduce(pad_to_multiple(x, self.reduction))
+        reduced = x if self.reduce is None else self.reduce(common.pad_to_multiple(x, self.reduction))
         q = self.q(tokens).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(reduced.permute(0, 2, 3, 1)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)

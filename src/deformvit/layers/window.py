@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deformvit.layers.common import check_heads, check_map
+from deformvit.layers import common
 from deformvit.ops import window
 
 
@@ -40,7 +40,7 @@ class WindowAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        common.check_heads(dim, num_heads)
         if window_size < 1 or not 0 <= shift_size < window_size:
             raise ValueError(f"shift_size must be in [0, window_size), got {shift_size} for window {window_size}")
         self.dim = dim
@@ -57,7 +57,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        check_map(x, self.dim)
+        common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
         size, shift = window.fit(tokens, self.window_size, self.shift_size, self.swin)
         qkv = self.qkv(window.partition(tokens, size, shift))

@@ -104,6 +104,11 @@ def is_official(state_dict: Mapping[str, Any]) -> bool:
     )
 
 
+def has_output_norms(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the weights are the backbone of a detector or segmenter: a norm for every stage, no classifier."""
+    return any(re.match(r"(module\.)?(norms|output_norms)\.", name) for name in unwrap(state_dict))
+
+
 def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
     """Weights of a released checkpoint, raw or wrapped, under the names of :class:`~deformvit.models.network.DAT`.
 

@@ -197,13 +197,18 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_from_official(config: Mapping[str, Any]) -> DAT:
+def model_from_official(config: Mapping[str, Any], **changes: Any) -> DAT:
     """The model that a released YAML's ``MODEL.DAT`` mapping describes.
+
+    Args:
+        config: the mapping, or a whole YAML; the ``backbone`` of a DAT-Detection or DAT-Segmentation configuration too.
+        changes: arguments of :class:`~deformvit.models.network.DAT` to set otherwise, such as ``output_norms=True,
+            num_classes=0`` for the backbone of a detector.
 
     Raises:
         ConversionError: unknown, missing or contradictory keys.
     """
-    arguments = official_args(config)
+    arguments = official_args(config) | changes
     try:
         return DAT(**arguments)
     except (ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deformvit.models import files
-from deformvit.models.convert import ConversionError, load_official, unwrap
+from deformvit.models.convert import ConversionError, has_output_norms, load_official, unwrap
 from deformvit.models.official import official_args
 
 
@@ -148,6 +148,8 @@ def _describe(
         count = arguments.pop("num_classes")
         size = arguments["img_size"]
         crop_pct = size / int(256 / 224 * size)  # the released evaluation, at every size
+        if has_output_norms(weights):  # the backbone of a detector or segmenter
+            arguments["output_norms"], count = True, 0
         return files.ModelInfo("dat_tiny", arguments, _numbers(count), size, crop_pct, "square")
     if not model:
         if known is None:
@@ -158,10 +160,13 @@ def _describe(
     cfg = timm.get_pretrained_cfg(model)
     head = next((unwrap(weights)[key] for key in ("cls_head.weight", "head.fc.weight") if key in unwrap(weights)), None)
     count = head.shape[0] if isinstance(head, Tensor) else cfg.num_classes
+    args: dict[str, Any] = {}
+    if has_output_norms(weights):
+        args["output_norms"], count = True, 0
     names = known.classes if known is not None and len(known.classes) == count else _numbers(count)
     return files.ModelInfo(
         model,
-        {},
+        args,
         names,
         img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct,

@@ -106,7 +106,7 @@ def key_cell(
     """
     check_convention(convention)
     interval = convention != "v1"
-    return torch.tensor([1.0 / max(n - interval, 1) for n in size], device=device, dtype=dtype)
+    return torch.tensor([1.0 / (n - interval if n > 1 else 1) for n in size], device=device, dtype=dtype)
 
 
 @torch.fx.wrap
@@ -146,7 +146,7 @@ def from_index(index: Tensor, size: Sequence[int]) -> Tensor:
 
     On an axis of one pixel every index becomes the centre, 0.
     """
-    span = [max(n - 1, 1) for n in size]
+    span = [n - 1 if n > 1 else 1 for n in size]
     single = torch.tensor([n == 1 for n in size], device=index.device)
     pos = index * (2.0 / torch.tensor(span, device=index.device, dtype=index.dtype)) - 1
     return pos.masked_fill(single, 0.0)

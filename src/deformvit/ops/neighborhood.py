@@ -54,7 +54,8 @@ def neighborhood_attn(
     side = 2 * kernel_size - 1
     if table is not None and table.shape != (heads, side, side):
         raise ValueError(f"table must be {(heads, side, side)}, got {tuple(table.shape)}")
-    tile_h, tile_w = (min(tile or (TILE if n > 2 * TILE else n), n) for n in (height, width))
+    # Branches, not min(): under torch.compile they leave plain numbers instead of expressions of the image's size.
+    tile_h, tile_w = (n if n <= (tile or 2 * TILE) else tile or TILE for n in (height, width))
     keys_y, rel_y, seen_y = _tiles(height, tile_h, kernel_size, q.device)
     keys_x, rel_x, seen_x = _tiles(width, tile_w, kernel_size, q.device)
     rows, cols = keys_y.shape[0], keys_x.shape[0]
@@ -87,8 +88,8 @@ def neighborhood_attn(
 def _tiles(length: int, tile: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """One axis: (tiles, U) keys of each tile; (tiles, T, U) their index in the table, and whether a query sees them."""
     count = -(-length // tile)
-    union = min(tile + kernel - 1, length)
-    window = min(kernel, length)
+    union = tile + kernel - 1 if length >= tile + kernel - 1 else length
+    window = kernel if length >= kernel else length
     first = torch.arange(count, device=device) * tile
     keys = (first - kernel // 2).clamp(0, length - union)[:, None] + torch.arange(union, device=device)
     query = (first[:, None] + torch.arange(tile, device=device)).clamp(max=length - 1)

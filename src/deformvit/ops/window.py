@@ -46,13 +46,11 @@ def fit(x: Tensor, size: int, shift: int, swin: bool) -> tuple[tuple[int, int], 
     An unshifted window larger than the map is cut to the map, which needs no padding. ``swin``: so is a shifted one,
     which is then not shifted, as in Swin Transformer; otherwise it stays, as in the released DAT.
     """
-    height, width = x.shape[1:3]
-    if swin:
-        window = min(size, height), min(size, width)
-        return window, (shift if height > size else 0, shift if width > size else 0)
-    if shift:
+    # Branches, not min(): under torch.compile they leave plain numbers instead of expressions of the image's size.
+    tall, wide = x.shape[1] > size, x.shape[2] > size
+    if shift and not swin:
         return (size, size), (shift, shift)
-    return (min(size, height), min(size, width)), (0, 0)
+    return (size if tall else x.shape[1], size if wide else x.shape[2]), (shift if tall else 0, shift if wide else 0)
 
 
 @torch.fx.wrap
