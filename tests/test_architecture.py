@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "recipes": LEAVES | {"config"},
     "tasks": LEAVES | {"config", "data", "models", "tasks"},
     "figures": LEAVES | {"models", "figures"},
+    "complexity": LEAVES | {"ops"},
+    "tables": LEAVES | {"complexity", "recipes"},
 }
 """What each room may import; __init__ and cli see everything."""
 

@@ -1,4 +1,4 @@
-"""The command ``deformvit``: train, eval, predict, figure, convert. Heavy imports happen inside the commands."""
+"""The command ``deformvit``: train, eval, predict, figure, convert, table. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -115,6 +115,8 @@ def predict(
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     inputs, place, failed = _inputs(images), pick_device(device), []
     network, info = files.load(model)
+    if not info.classes:
+        raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
     network.to(place)
     for start in range(0, len(inputs), batch_size):
         batch, names = [], []
@@ -227,6 +229,24 @@ def convert(
     print(f"{target}: {shape}")
 
 
+def table(
+    number: tyro.conf.Positional[Literal["2", "6", "7", "8", "9", "fig4", "neighbours"]],
+    /,
+    runs: Path = Path("runs"),
+    configurations: bool = False,
+) -> None:
+    """Print a table of the paper with published and measured values side by side.
+
+    Args:
+        number: of the table; fig4 is Figure 4, neighbours the models that the paper measures itself against.
+        runs: folder of training runs; a row shows the best top-1 of the runs that have its configuration.
+        configurations: list the options of `deformvit train` that every row is.
+    """
+    from deformvit import tables
+
+    print(tables.render(number, runs, configurations))
+
+
 # ---- shared by the commands ---------------------------------------------------------------------------------------
 
 
@@ -289,6 +309,7 @@ def main(args: list[str] | None = None) -> None:
         "predict": predict,
         "figure": figure,
         "convert": convert,
+        "table": table,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=args)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
-from deformvit import DAT, convert_official, load_official, model_from_official, record_points
-from deformvit.models import official
+from deformvit import convert_official, load_official, model_from_official, record_points
 
-MICRO = ["dat_micro", "dat_micro_stride2_tanh", "dat_micro_nobias", "dat_micro_dwc_conv"]
+MICRO = [
+    "dat_micro", "dat_micro_stride2_tanh", "dat_micro_nobias", "dat_micro_dwc_conv", "datpp_micro",
+    "datpp_micro_sra_window",
+]  # fmt: skip
 
 
 def error(ours: torch.Tensor, released: np.ndarray) -> float:
@@ -44,8 +47,9 @@ def test_micro_case(golden, name):
         assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9), released
 
 
-def test_dat_tiny(golden):
-    case = golden("dat_tiny")
+@pytest.mark.parametrize("name", ["dat_tiny", "datpp_tiny"])
+def test_released_size(golden, name):
+    case = golden(name)
     model = model_from_official(case.config).double().eval()
     load_official(model, case.state_dict(buffers=False))
     with torch.inference_mode():
@@ -56,14 +60,17 @@ def test_dat_tiny(golden):
         assert error(stage.mean((2, 3)), case.outputs[f"stage{i}_mean"]) < 1e-5
 
 
-def test_datpp_convention_and_reduction(golden):
-    """A second-generation case whose only difference from the first is where reference points and queries lie."""
-    case = golden("datpp_micro_sra_window")
-    config = {key: value for key, value in case.config.items() if key not in official.SECOND_GENERATION_KEYS}
-    model = DAT(**official.official_args(config), convention="datpp").double().eval()
+@pytest.mark.parametrize("name", ["dat_tiny", "datpp_tiny"])
+def test_registered_model_is_the_released_one(golden, name):
+    case = golden(name)
+    model = timm.create_model(name).double().eval()
     load_official(model, case.state_dict())
-    image = case.image()
-    assert error(model(image), case.outputs["logits"]) < 1e-9
-    other = DAT(**official.official_args(config)).double().eval()
-    load_official(other, case.state_dict())
-    assert error(other(image), case.outputs["logits"]) > 1e-3
+    with torch.inference_mode():
+        assert error(model(case.image()), case.outputs["logits"]) < 1e-5
+
+
+def test_coordinates_of_the_first_generation_are_not_those_of_the_second(golden):
+    case = golden("datpp_micro_sra_window")
+    model = model_from_official(case.config, convention="v1").double().eval()
+    load_official(model, case.state_dict())
+    assert error(model(case.image()), case.outputs["logits"]) > 1e-3

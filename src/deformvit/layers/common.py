@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deformvit.ops.shapes import known
+
 ConvMlp = Literal["none", "plain", "residual"]
 
 
@@ -36,8 +38,9 @@ def check_map(x: Tensor, dim: int, axes: int = 2) -> None:
 @torch.fx.wrap
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zeros at the end of every axis after the channels, up to the next multiple: at the bottom and right of a map."""
-    ends = [-n % multiple for n in reversed(x.shape[2:])]
-    return F.pad(x, [side for end in ends for side in (0, end)]) if any(ends) else x
+    if all(known(n % multiple == 0) for n in x.shape[2:]):
+        return x
+    return F.pad(x, [side for n in reversed(x.shape[2:]) for side in (0, -n % multiple)])
 
 
 class Mlp(nn.Module):

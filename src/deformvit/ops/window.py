@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformvit.ops.shapes import known
+
 
 @torch.fx.wrap
 def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
@@ -15,7 +17,7 @@ def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Ten
     """
     batch, height, width, channels = x.shape
     (win_h, win_w), (rows, cols) = window, _counts(x, window)
-    if rows * win_h != height or cols * win_w != width:
+    if not (known(rows * win_h == height) and known(cols * win_w == width)):
         x = F.pad(x, (0, 0, 0, cols * win_w - width, 0, rows * win_h - height))
     if any(shift):
         x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
@@ -82,7 +84,7 @@ def bias_and_mask(
 def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
     """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
     hw = x.shape[1], x.shape[2]
-    if not any(shift) and hw[0] % window[0] == 0 and hw[1] % window[1] == 0:
+    if not any(shift) and known(hw[0] % window[0] == 0) and known(hw[1] % window[1] == 0):
         return None
 
     def regions(n: int, w: int, s: int) -> tuple[Tensor, Tensor]:
