@@ -248,6 +248,8 @@ def test_convolutional_blocks(second):
         ({"dwc_pes": [True] * 4, "fixed_pes": [True] * 4}, "position", ("dwconv",) * 4),
         ({"use_lpus": [True, False, True, False]}, "local_perception", (True, False, True, False)),
         ({"use_conv_patches": False}, "embed", "patch"),
+        ({}, "small_map", "zeros"),
+        ({}, "neighborhood_size", (7, 7, 7, 7)),
         ({"layer_scale_values": [1e-5, -1, 0, 1]}, "layer_scale", (1e-5, None, None, 1.0)),
         ({"use_checkpoint": True, "out_indices": [0, 1, 2, 3], "type": "DAT"}, "convention", "datpp"),
     ],
@@ -389,19 +391,20 @@ def test_file_converts_and_predicts_the_same(case, released):
     )
 
 
-def test_file_of_a_registered_model(tmp_path, golden):
-    weights = {name: value.float() for name, value in golden("dat_tiny").state_dict().items()}
+@pytest.mark.parametrize("name", ["dat_tiny", "datpp_tiny"])
+def test_file_of_a_registered_model(tmp_path, golden, name):
+    weights = {key: value.float() for key, value in golden(name).state_dict().items()}
     torch.save(weights, tmp_path / "tiny.pth")
-    convert_file(tmp_path / "tiny.pth", tmp_path / "tiny.safetensors", model="dat_tiny", dtype="float16")
+    convert_file(tmp_path / "tiny.pth", tmp_path / "tiny.safetensors", model=name, dtype="float16")
     model, info = load_model(str(tmp_path / "tiny.safetensors"))
-    assert (info.name, info.img_size, info.resize, len(info.classes)) == ("dat_tiny", 224, "square", 1000)
+    assert (info.name, info.img_size, info.resize, len(info.classes)) == (name, 224, "square", 1000)
     assert next(model.parameters()).dtype == torch.float32
     with pytest.raises(ConversionError, match="another architecture"):
         convert_file(tmp_path / "tiny.pth", tmp_path / "small.safetensors", model="dat_small")
     assert not (tmp_path / "small.safetensors").exists()
 
 
-def test_configuration_objects_beside_the_weights_are_ignored(released, monkeypatch):
+def test_configuration_objects_beside_the_weights_are_ignored(case, released, monkeypatch):
     """The released training script stores its nested configuration, a mapping class of a package nobody needs here."""
 
     class CfgNode(dict):
@@ -418,6 +421,12 @@ def test_configuration_objects_beside_the_weights_are_ignored(released, monkeypa
     torch.save(state | {"config": config, "args": argparse.Namespace(lr=0.1)}, released / "full.pth")
     convert_file(released / "full.pth", released / "out.safetensors", config=released / "micro.yaml")
     assert load_model(str(released / "out.safetensors"))[1].img_size == 64
+    overlay = {"file": str(released / "full.pth"), "num_classes": 10}
+    arguments = official.official_args(case.config)
+    model = timm.create_model("dat_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
+    logits = model.double()(case.image())
+    torch.testing.assert_close(logits, torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5)
+    assert "state_dict" not in model.pretrained_cfg
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

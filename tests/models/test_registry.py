@@ -112,6 +112,13 @@ def test_nominal_size_can_change(name):
     torch.testing.assert_close(again(x), model(x))
 
 
+def test_second_generation_at_384_keeps_the_tables_of_224():
+    with torch.device("meta"):
+        model = timm.create_model("datpp_base_384")
+    assert model.default_cfg["input_size"] == (3, 384, 384)
+    assert model.stages[2].blocks[1].attn.bias_table.shape == (16, 27, 27)
+
+
 def test_windows_can_change():
     model = timm.create_model("dat_tiny", **SMALL).eval()
     model.set_input_size(384, window_size=12)
@@ -160,14 +167,46 @@ def test_norm_for_every_stage():
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+KINDS = {
+    "dat_nano": {}, "dat_tiny": {}, "datpp_tiny": {},
+    "log_cpb": {"position": "log_cpb", "layer_scale": 0.1},
+    "rivals": {"blocks": ("conv", "reduction", "deformable_detr", "neighborhood"), "downsample": "deformable"},
+}  # fmt: skip
+
+
+def kind(name):
+    if name == "dat_nano":
+        return timm.create_model(name, num_classes=5)
+    return timm.create_model(name if name in KINDS and name.startswith("dat") else "dat_tiny", **SMALL | KINDS[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["dat_nano", "dat_tiny"])
+@pytest.mark.parametrize("name", KINDS)
 def test_autocast(name, dtype):
-    model = timm.create_model(name, **(SMALL if name == "dat_tiny" else {"num_classes": 5}))
+    model = kind(name)
+    x = torch.randn(2, 3, 48, 64)
+    exact = model(x)
     with torch.autocast("cpu", dtype):
-        loss = model(torch.randn(2, 3, 48, 64)).float().square().mean()
-    loss.backward()
+        low = model(x).float()
+    assert (low - exact).norm() / exact.norm() < 40 * torch.finfo(dtype).eps
+    low.square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whole_model_in_bfloat16(name):
+    model = kind(name).bfloat16()
+    assert model(torch.randn(2, 3, 48, 64).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", KINDS)
+def test_cuda_equals_cpu(name):
+    model = kind(name).eval()
+    x = torch.randn(2, 3, 70, 101)
+    with torch.inference_mode():
+        expected = model(x)
+        torch.testing.assert_close(model.cuda()(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_blocks_are_what_they_are_called():
