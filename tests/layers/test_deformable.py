@@ -94,6 +94,13 @@ def test_offsets_are_at_most_s_units():
     torch.testing.assert_close(move.amax(dim=(0, 1, 2, 3)), limit, atol=1e-3, rtol=0)
 
 
+def test_undeformed_points_are_clamped_too():
+    """The last reference point of DAT++ lies half a cell beyond the map."""
+    assert DeformedPoints(8, 2, offsets=False, convention="datpp")(torch.randn(1, 8, 4, 5)).max() > 1
+    clamped = DeformedPoints(8, 2, offsets=False, convention="datpp", bound="clamp")
+    assert clamped(torch.randn(1, 8, 4, 5)).max() == 1
+
+
 @pytest.mark.parametrize("bound", ["tanh", "clamp"])
 def test_bounded_positions_stay_on_the_map(bound):
     points = DeformedPoints(8, 2, bound=bound)

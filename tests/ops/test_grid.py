@@ -76,3 +76,20 @@ def test_to_index_puts_ends_on_the_first_and_last_pixel():
 def test_unknown_convention_is_named():
     with pytest.raises(ValueError, match="'v2'.*v1, datpp, aligned"):
         grid.reference_points((2, 2), "v2")
+
+
+def test_from_index_is_the_inverse_of_to_index():
+    index = torch.tensor([[0.0, 0.0], [2.0, 4.0], [0.5, 3.25]])
+    torch.testing.assert_close(grid.to_index(grid.from_index(index, (3, 5)), (3, 5)), index)
+    assert grid.from_index(torch.tensor([[0.0, 4.0], [7.0, 0.0]]), (1, 5)).tolist() == [[0.0, 1.0], [0.0, -1.0]]
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_sampling_on_one_and_three_axes_is_linear(axes):
+    """A map linear in its coordinates is read exactly, whatever the shape of the output."""
+    size = (4, 6, 5)[:axes]
+    points = grid.reference_points(size, "aligned", dtype=torch.float64)
+    weights = torch.tensor([2.0, -3.0, 5.0], dtype=torch.float64)[:axes]
+    image = (points @ weights)[None, None]
+    where = torch.rand(1, 3, 7, axes, dtype=torch.float64) * 2 - 1
+    torch.testing.assert_close(grid.sample(image, where)[0, 0], (where @ weights)[0])

@@ -73,7 +73,7 @@ class DAT(nn.Module):
         num_classes: classes; 0 for no classifier.
         global_pool: timm's name of the pooling before the classifier; "" for none.
         output_stride: pixels of the image for each of the last map: 32, or 16 or 8 for denser maps in dense prediction
-            (the last downsampling convolutions then move by one pixel). For other patch sizes, 8 times the patch etc.
+            (the last downsampling convolutions then move by one pixel; weights stay the same); with patches of 4.
         patch_size: stride of the patch embedding.
         depths: blocks of each stage.
         dims: channels of each stage.
@@ -187,7 +187,7 @@ class DAT(nn.Module):
         total = sum(depths)
         rates = iter([drop_path_rate * i / max(total - 1, 1) for i in range(total)])
         previous = stem_dim or dims[0]
-        sizes = self.map_sizes(self.img_size)
+        sizes = self._table_sizes()
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
         for i, spec in enumerate(self.stage_specs):
@@ -205,12 +205,11 @@ class DAT(nn.Module):
 
     def map_sizes(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of every stage's map for images of that size."""
-        height, width = (-(-side // self.patch_size) for side in img_size)
-        sizes = []
-        for previous, stride in zip((self.strides[0], *self.strides), self.strides, strict=False):
-            height, width = (-(-side // (stride // previous)) for side in (height, width))
-            sizes.append((height, width))
-        return sizes
+        return _map_sizes(img_size, self.strides)
+
+    def _table_sizes(self) -> list[tuple[int, int]]:
+        """Map sizes that tables are learned for: those of the usual strides, so that weights fit any output stride."""
+        return _map_sizes(self.img_size, _strides(self.patch_size, len(self.strides), None))
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, window_size: PerStage[int] | None = None
@@ -230,7 +229,7 @@ class DAT(nn.Module):
         windows = [window_size] * len(self.stages) if isinstance(window_size, int | None) else list(window_size)
         if len(windows) != len(self.stages):
             raise ValueError(f"window_size must have one value for each of {len(self.stages)} stages, got {windows}")
-        for stage, size, window in zip(self.stages, self.map_sizes(self.img_size), windows, strict=False):
+        for stage, size, window in zip(self.stages, self._table_sizes(), windows, strict=False):
             for module in stage.modules():
                 if isinstance(module, DeformableAttention):
                     module.set_table_size(size)
@@ -356,3 +355,12 @@ def _strides(patch_size: int, stages: int, output_stride: int | None) -> list[in
     if output_stride not in strides[1:]:
         raise ValueError(f"output_stride must be one of {strides[1:]}, got {output_stride}")
     return [min(stride, output_stride) for stride in strides]
+
+
+def _map_sizes(img_size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    height, width = (-(-side // strides[0]) for side in img_size)
+    sizes = []
+    for previous, stride in zip((strides[0], *strides), strides, strict=False):
+        height, width = (-(-side // (stride // previous)) for side in (height, width))
+        sizes.append((height, width))
+    return sizes
