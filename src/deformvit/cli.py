@@ -74,6 +74,7 @@ def evaluate(
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     place = pick_device(device)
     network, info = files.load(model)
+    _need_classes(model, info)
     transform = eval_transform(info.img_size, info.crop_pct, resize or info.resize, info.mean, info.std)
     images = open_split(data, "val", transform)
     numbered = info.classes == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
@@ -115,8 +116,7 @@ def predict(
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     inputs, place, failed = _inputs(images), pick_device(device), []
     network, info = files.load(model)
-    if not info.classes:
-        raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
+    _need_classes(model, info)
     network.to(place)
     for start in range(0, len(inputs), batch_size):
         batch, names = [], []
@@ -186,9 +186,12 @@ def figure(
             failed.append(str(error))
             continue
         with torch.inference_mode(), trace.record_points(network) as recorded:
-            chances = network(image[None].to(place)).float().softmax(-1)[0].cpu()
-        best = int(chances.argmax())
-        title = f"{name}: {info.classes[best]} {100 * chances[best]:.0f} %"
+            logits = network(image[None].to(place))
+        title = name
+        if info.classes:  # a detector's backbone has none
+            chances = logits.float().softmax(-1)[0].cpu()
+            best = int(chances.argmax())
+            title = f"{name}: {info.classes[best]} {100 * chances[best]:.0f} %"
         wrong = [number for number in layers if not 1 <= number <= len(recorded.layers)]
         if wrong:
             raise UserError(
@@ -277,6 +280,11 @@ def _inputs(images: list[Path]) -> list[tuple[str, Any]]:
         split = open_split("sample", "val")
         return [(f"sample{i}", split[i][0]) for i in range(8)]
     return [(str(path), path) for path in _image_files(images)]
+
+
+def _need_classes(model: str, info: ModelInfo) -> None:
+    if not info.classes:
+        raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
 
 
 def _prepare(source: Any, info: ModelInfo) -> Tensor:

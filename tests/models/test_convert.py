@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deformvit import DAT, convert_official, load_model, load_official, model_from_official
+from deformvit import DAT, cli, convert_official, load_model, load_official, model_from_official
 from deformvit.layers.deformable import resize_fixed_bias
 from deformvit.models import convert, official
 from deformvit.models.convert import ConversionError
@@ -109,7 +109,7 @@ def test_backbone_of_a_detector(second):
         load_official(model_from_official(second.config), weights)
 
 
-def test_backbone_of_a_detector_through_files(second, tmp_path):
+def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
     import yaml
 
     torch.save(dense({k: v.float() for k, v in second.state_dict().items()}), tmp_path / "mask_rcnn.pth")
@@ -118,6 +118,13 @@ def test_backbone_of_a_detector_through_files(second, tmp_path):
     model, info = load_model(str(tmp_path / "out.safetensors"))
     assert model.output_norms is not None
     assert info.classes == []
+    source = str(tmp_path / "out.safetensors")
+    cli.main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # it still looks somewhere
+    assert (tmp_path / "cat_points.png").stat().st_size > 10_000
+    for command in (["predict", "photo"], ["eval", "--data", "sample"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--model", source])
+        assert "backbone without a classifier" in capsys.readouterr().err
 
 
 def test_timm_reads_a_detector_and_a_classifier_as_they_are(golden, tmp_path):
