@@ -68,12 +68,15 @@ def measure(build: Callable[[], nn.Module], size: tuple[int, int, int]) -> Compl
     """Count the cost of one image.
 
     Args:
-        build: makes the model; called on torch's meta device, where nothing is allocated or computed.
+        build: makes the model; called on torch's meta device where it can be, so that nothing is allocated or computed.
         size: (channels, H, W) of the image.
     """
-    with torch.device("meta"):
-        model = build()
-        image = torch.empty(1, *size)
+    try:
+        with torch.device("meta"):
+            model = build()
+    except (NotImplementedError, RuntimeError):  # older timm models compute drop rates with tensors as they are built
+        model = build().to("meta")
+    image = torch.empty(1, *size, device="meta")
     counter = FlopCounterMode(
         display=False,
         custom_mapping={

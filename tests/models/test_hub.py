@@ -23,7 +23,7 @@ def test_saved_and_loaded(tmp_path):
     x = torch.randn(1, 3, 70, 50)
     assert torch.equal(again(x), model(x))
     assert again.img_size == (64, 96)
-    assert again.pretrained_cfg["input_size"] == (3, 64, 96)
+    assert tuple(again.pretrained_cfg["input_size"]) == (3, 64, 96)
     config = json.loads((tmp_path / "repo" / "config.json").read_text())
     assert config["label_names"] == ["cat", "dog", "fox"]
     assert "num_classes" not in config["model_args"]  # transformers passes it as well, and calls twice the same
@@ -32,6 +32,8 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_other_classes_and_channels(tmp_path):
+    if not hasattr(timm.models, "get_model_args"):
+        pytest.skip(f"timm {timm.__version__} loads local folders as they are, without adapting them")
     save_for_hub(timm.create_model("dat_tiny", **SMALL), tmp_path)
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7, in_chans=1)
     assert other(torch.randn(1, 1, 64, 64)).shape == (1, 7)

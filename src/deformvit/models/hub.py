@@ -83,7 +83,7 @@ def save_for_hub(
         model_config["label_names"] = list(classes)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "config.json"
-        save_config_for_hf(model, str(written), model_config=model_config, model_args=arguments)
+        save_config_for_hf(model, written, model_config=model_config, model_args=arguments)
         content = json.loads(written.read_text())
     # transformers' TimmWrapper passes num_classes itself; timm reads it from the root of the file.
     content.get("model_args", {}).pop("num_classes", None)
