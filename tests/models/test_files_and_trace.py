@@ -144,3 +144,42 @@ def test_points_of_a_layer_in_another_network():
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     assert layer.pixels(corners, (32, 64)).tolist() == [[2.0, 2.0], [30.0, 62.0]]
     assert figures.points(torch.rand(3, 32, 64), trace.layers, title="$a$.png $b").axes
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("dat_tiny", {}, [(4, 2.0), (8, 4.0), (16, 8.0), (32, 16.0)]),
+        ("datpp_tiny", {}, [(4, 0.5), (8, 0.5), (16, 0.5), (32, 0.5)]),
+        ("dat_tiny", {"output_stride": 16}, [(4, 2.0), (8, 4.0), (16, 8.0), (16, 16.0)]),
+        ("dat_tiny", {"downsample": "conv"}, [(4, 2.0), (8, 2.0), (16, 2.0), (32, 2.0)]),
+    ],
+)
+def test_where_features_lie_in_the_image(name, change, expected):
+    """The centre of what a pixel of each map sees of the image, its embeddings taken as plain averages."""
+    model = timm.create_model(name, dims=(2, 4, 8, 16), num_heads=1, groups=1, depths=(2,) * 4, **change).double()
+    assert list(model.stage_geometry().values()) == expected
+    for module in model.modules():
+        for child, layer in module.named_children():
+            if "norm" in child or child == "act":
+                setattr(module, child, torch.nn.Identity())
+            elif isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.ones_(layer.weight)
+    x = torch.zeros(1, 3, 256, 256, dtype=torch.float64, requires_grad=True)
+    features = model.stem(x)
+    for (stride, first), stage in zip(expected, model.stages, strict=True):
+        features = stage.downsample(features)
+        row, col = (features.shape[2] // 2, features.shape[3] // 2 - 1)
+        (seen,) = torch.autograd.grad(features[0, 0, row, col], x, retain_graph=True)
+        seen = seen[0, 0] / seen[0, 0].sum()
+        pixels = torch.arange(256, dtype=torch.float64) + 0.5
+        centre = (seen.sum(1) @ pixels).item(), (seen.sum(0) @ pixels).item()
+        assert centre == pytest.approx((first + stride * row, first + stride * col))
+
+
+def test_points_inside_a_feature_extractor_keep_their_place():
+    model = timm.create_model("datpp_tiny", features_only=True, out_indices=(0, 1)).eval()
+    with record_points(model) as trace, torch.inference_mode():
+        model(torch.randn(1, 3, 64, 96))
+    assert trace.layers[0].name == "model.stages.0.blocks.1.attn"
+    assert (trace.layers[0].stride, trace.layers[0].first) == (4, 0.5)

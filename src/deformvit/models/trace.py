@@ -53,7 +53,12 @@ def record_points(model: nn.Module) -> Iterator[Trace]:
     """
     trace = Trace()
     handles = []
-    geometry = model.stage_geometry() if isinstance(model, DAT) else {}
+    geometry = {  # also of a model inside another: timm's feature extractors, detectors
+        f"{path}.{stage}".lstrip("."): place
+        for path, module in model.named_modules()
+        if isinstance(module, DAT)
+        for stage, place in module.stage_geometry().items()
+    }
     for name, module in model.named_modules():
         if isinstance(module, DeformedPoints):
 
