@@ -1,7 +1,6 @@
 """Pure tensor functions: coordinates and attention."""
 
-from deformvit.ops.deform_attn import deform_attn
-from deformvit.ops.deform_attn.reference import log_displacement
+from deformvit.ops.deform_attn import deform_attn, log_displacement
 from deformvit.ops.neighborhood import neighborhood_attn
 
 __all__ = ["deform_attn", "log_displacement", "neighborhood_attn"]

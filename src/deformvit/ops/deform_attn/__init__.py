@@ -1,17 +1,58 @@
-"""Attention of every query to keys at deformed positions, with a position bias interpolated at the displacement."""
+"""Attention of every query to keys at deformed positions, with a position bias interpolated at the displacement.
+
+One operation, several implementations that agree in outputs and in every gradient:
+
+========== ============================================================ ==================
+name       what                                                         memory
+========== ============================================================ ==================
+reference  the paper's equations, a matrix of every query and key       queries x keys
+tiled      queries in tiles, plain PyTorch, recomputed in backward      queries + keys
+========== ============================================================ ==================
+
+``impl="auto"`` chooses by size and can be asked why (:func:`choose`); an implementation asked for by name never falls
+back to another.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn import reference
+from deformvit.ops.deform_attn import reference, tiled
+from deformvit.ops.deform_attn.bias import log_displacement
 
-__all__ = ["deform_attn"]
+__all__ = ["IMPLEMENTATIONS", "Choice", "Impl", "choose", "deform_attn", "log_displacement"]
+
+Impl = Literal["auto", "reference", "tiled"]
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.deform_attn,
+    "tiled": tiled.deform_attn,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``impl="auto"`` takes, and why."""
+
+    impl: str
+    reason: str
+
+
+def choose(q: Tensor, k: Tensor) -> Choice:
+    """What ``impl="auto"`` takes for queries (B, M, queries, d) and keys (B, M, N, d)."""
+    weights = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    size = f"{weights} attention weights ({q.shape[0]} x {q.shape[1]} x {q.shape[2]} x {k.shape[2]})"
+    if weights <= tiled.BUDGET:
+        return Choice("tiled", f"{size} are one tile of at most {tiled.BUDGET}: one call of PyTorch's attention")
+    if torch.compiler.is_compiling():
+        return Choice("reference", f"{size} are several tiles, whose loop torch.compile would unroll")
+    return Choice("tiled", f"{size} are several tiles of at most {tiled.BUDGET}: in linear memory")
 
 
 @torch.fx.wrap
@@ -26,6 +67,7 @@ def deform_attn(
     convention: grid.Convention = "v1",
     scale: float | None = None,
     dropout_p: float = 0.0,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Deformable multi-head attention (section 3.2, equation 6). Differentiable in q, k, v, pos and table.
 
@@ -40,18 +82,22 @@ def deform_attn(
         query_hw: (H, W) of the map that the queries come from; (L,) on sequences, (D, H, W) in volumes.
         convention: where queries lie, see :mod:`deformvit.ops.grid`.
         scale: factor of q k^T; 1 / sqrt(d) by default.
-        dropout_p: dropout on the attention weights.
+        dropout_p: dropout on the attention weights. Implementations draw it differently.
+        impl: implementation, see :mod:`deformvit.ops.deform_attn`.
 
     Returns:
         (B, M, H*W, d).
 
     Raises:
-        ValueError: shapes that do not belong together, named with what was expected.
+        ValueError: shapes that do not belong together, or an unknown implementation, named with what was expected.
     """
+    if impl not in get_args(Impl):
+        raise ValueError(f"unknown impl {impl!r}; expected one of {', '.join(get_args(Impl))}")
     _check(q, k, v, pos, table, query_hw)
     grid.check_convention(convention)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return reference.deform_attn(
+    name = choose(q, k).impl if impl == "auto" else impl
+    return IMPLEMENTATIONS[name](
         q, k, v, pos, table, query_hw=query_hw, convention=convention, scale=scale, dropout_p=dropout_p
     )
 

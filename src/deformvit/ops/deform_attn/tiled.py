@@ -1,0 +1,130 @@
+"""Deformable attention in linear memory, in plain PyTorch on any device: queries in tiles, recomputed in backward.
+
+A tile of queries meets all keys at once: its bias is read from the table, its attention is one call of PyTorch's. As
+many queries make a tile as keep its attention matrix within a budget, so memory does not grow with queries x keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deformvit.ops import grid
+from deformvit.ops.deform_attn.bias import position_bias, query_tokens
+
+BUDGET = 1 << 22
+"""Elements of a tile's attention matrix, over batch and heads: 16 MiB in float32; 2^18 and 2^20 were slower."""
+
+
+def tile_size(batch: int, heads: int, keys: int) -> int:
+    """Queries in a tile."""
+    return max(BUDGET // max(batch * heads * keys, 1), 1)
+
+
+def deform_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Tensor,
+    table: Tensor | None,
+    *,
+    query_hw: Sequence[int],
+    convention: grid.Convention,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Equation 6; shapes as in the public function."""
+    if table is None:  # nothing to materialise: PyTorch's own attention is linear in memory
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+    queries = query_tokens(query_hw, convention, pos)
+    step = tile_size(q.shape[0], q.shape[1], k.shape[2])
+    if q.shape[2] <= step:
+        return _tile(q, k, v, pos, table, queries, scale, dropout_p)
+    return _Tiled.apply(q, k, v, pos, table, queries, step, scale, dropout_p)
+
+
+class _Tiled(torch.autograd.Function):
+    """All tiles; what is kept for backward are the inputs alone. Results go into memory allocated beforehand: kept
+    between the tiles' large temporary blocks, they would fragment the heap until it grows like queries x keys."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor, queries: Tensor, step: int,
+        scale: float, dropout_p: float,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(q, k, v, pos, table, queries)
+        ctx.step, ctx.scale, ctx.dropout_p = step, scale, dropout_p
+        device = q.device.type
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
+        ctx.random = _random_state(q.device) if dropout_p > 0 else None
+        out = None
+        for start in range(0, q.shape[2], step):
+            tile = slice(start, start + step)
+            result = _tile(q[:, :, tile], k, v, pos, table, queries[tile], scale, dropout_p)
+            if out is None:
+                out = result.new_empty(*q.shape[:3], v.shape[-1])
+            out[:, :, tile] = result
+        assert out is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, queries = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:5]
+        # Sums over tiles in at least float32; the queries' gradients are the tiles' own.
+        sums = [
+            torch.zeros_like(t, dtype=t.dtype if i == 0 else torch.promote_types(t.dtype, torch.float32))
+            if needed[i]
+            else None
+            for i, t in enumerate(tensors)
+        ]
+        with _random_state_again(gradient.device, ctx.random), torch.autocast(gradient.device.type, **ctx.autocast):
+            for start in range(0, gradient.shape[2], ctx.step):
+                tile = slice(start, start + ctx.step)
+                given = [tensors[0][:, :, tile], *tensors[1:]]
+                given = [t.detach().requires_grad_(need) for t, need in zip(given, needed, strict=True)]
+                with torch.enable_grad():
+                    q, k, v, pos, table = given
+                    out = _tile(q, k, v, pos, table, queries[tile], ctx.scale, ctx.dropout_p)
+                wanted = [t for t, need in zip(given, needed, strict=True) if need]
+                found = iter(torch.autograd.grad(out, wanted, gradient[:, :, tile]))
+                for i, total in enumerate(sums):
+                    if total is not None and i == 0:
+                        total[:, :, tile] = next(found)
+                    elif total is not None:
+                        total += next(found)
+        result = [None if total is None else total.to(t.dtype) for total, t in zip(sums, tensors, strict=True)]
+        return *result, None, None, None, None
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def _random_state_again(device: torch.device, state: Tensor | None) -> Iterator[None]:
+    """Draw as forward drew, and leave the generators as they were."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+        yield
+
+
+def _tile(
+    q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor, queries: Tensor, scale: float, dropout_p: float
+) -> Tensor:
+    bias = position_bias(pos, table, queries)
+    if bias.dtype == q.dtype:
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p, scale=scale)
+    # Features in low precision: the bias stays in the positions' float32, as in the reference.
+    weights = torch.softmax(scale * q @ k.transpose(-2, -1) + bias, dim=-1).to(v.dtype)
+    return torch.dropout(weights, dropout_p, train=dropout_p > 0) @ v
