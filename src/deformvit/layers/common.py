@@ -21,6 +21,12 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the literal type's."""
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
+
+
 def check_heads(dim: int, num_heads: int) -> None:
     """Raise ``ValueError`` unless ``num_heads`` heads share ``dim`` channels evenly."""
     if dim < 1 or num_heads < 1 or dim % num_heads:
@@ -56,8 +62,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, expansion: float = 4.0, conv: ConvMlp = "none", drop: float = 0.0) -> None:
         super().__init__()
-        if conv not in get_args(ConvMlp):
-            raise ValueError(f"unknown conv {conv!r}; expected one of {', '.join(get_args(ConvMlp))}")
+        check_choice("conv", conv, ConvMlp)
         hidden = int(dim * expansion)
         self.residual = conv == "residual"
         self.fc1 = nn.Linear(dim, hidden)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,6 @@ OffsetPadding = Literal["same", "none"]
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _choose(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
 
 
 @torch.fx.wrap
@@ -101,8 +96,8 @@ class DeformedPoints(nn.Module):
         axes: int = 2,
     ) -> None:
         super().__init__()
-        _choose("bound", bound, Bound)
-        _choose("padding", padding, OffsetPadding)
+        common.check_choice("bound", bound, Bound)
+        common.check_choice("padding", padding, OffsetPadding)
         grid.check_convention(convention)
         if stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
@@ -204,8 +199,8 @@ class DeformableAttention(nn.Module):
         common.check_heads(dim, num_heads)
         if groups < 1 or num_heads % groups:
             raise ValueError(f"num_heads must be a multiple of groups, got num_heads={num_heads}, groups={groups}")
-        _choose("position", position, Position)
-        _choose("sampling", sampling, Sampling)
+        common.check_choice("position", position, Position)
+        common.check_choice("sampling", sampling, Sampling)
         if axes not in CONV:
             raise ValueError(f"axes must be 1, 2 or 3, got {axes}")
         if sampling == "pooled" and offsets:

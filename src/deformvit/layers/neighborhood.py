@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +57,7 @@ class NeighborhoodAttention(nn.Module):
         common.check_heads(dim, num_heads)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"neighbourhoods must have an odd, positive side, got {kernel_size}")
-        if small_map not in get_args(SmallMap):
-            raise ValueError(f"unknown small_map {small_map!r}; expected one of {', '.join(get_args(SmallMap))}")
+        common.check_choice("small_map", small_map, SmallMap)
         self.dim = dim
         self.num_heads = num_heads
         self.kernel_size = kernel_size

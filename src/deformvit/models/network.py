@@ -11,7 +11,7 @@ What a stage is made of is in deformvit.models.blocks, the registered models are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from timm.layers import ClassifierHead, LayerNorm2d, to_2tuple
@@ -26,7 +26,7 @@ from deformvit.layers import (
     PatchMerging,
     WindowAttention,
 )
-from deformvit.layers.common import ConvMlp
+from deformvit.layers.common import ConvMlp, check_choice
 from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
 from deformvit.layers.neighborhood import SmallMap
 from deformvit.models.blocks import Common, Shifting, Stage, stage_specs
@@ -37,11 +37,6 @@ Downsample = Literal["patch", "conv", "merging", "deformable"]
 T = TypeVar("T")
 PerStage: TypeAlias = "T | Sequence[T]"
 """One value for all stages, or one for each."""
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
 
 
 def _stem(embed: Embed, in_chans: int, dim: int, stride: int, kernel: int | None) -> nn.Module:
@@ -160,11 +155,11 @@ class DAT(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_choice("embed", embed, Embed)
-        _check_choice("shifting", shifting, Shifting)
+        check_choice("embed", embed, Embed)
+        check_choice("shifting", shifting, Shifting)
         fitting: dict[str, Downsample] = {"patch": "patch", "deformable": "deformable"}
         between: Downsample = fitting.get(embed, "conv") if downsample is None else downsample
-        _check_choice("downsample", between, Downsample)
+        check_choice("downsample", between, Downsample)
         self.stage_specs = stage_specs(
             depths, blocks, dim=dims, num_heads=num_heads, window_size=window_size,
             neighborhood_size=neighborhood_size, groups=groups, stride=stride, reduction=reduction, points=points,

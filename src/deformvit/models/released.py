@@ -146,8 +146,12 @@ def _describe(
             raise ConversionError(f"{config}: expected a mapping, found {type(mapping).__name__}")
         arguments = official_args(mapping)
         count = arguments.pop("num_classes")
-        size = arguments["img_size"]
-        crop_pct = size / int(256 / 224 * size)  # the released evaluation, at every size
+        data, test = (section if isinstance(section := mapping.get(key), Mapping) else {} for key in ("DATA", "TEST"))
+        size = data.get("IMG_SIZE", arguments["img_size"])  # DAT++ at 384 keeps the tables of 224
+        if type(size) is not int or size < 1:
+            raise ConversionError(f"{config}: DATA.IMG_SIZE: expected a positive size, got {size!r}")
+        cropped = test.get("CROP", True)
+        crop_pct = size / int(256 / 224 * size) if cropped else 1.0  # the released evaluation, at every size
         if has_output_norms(weights):  # the backbone of a detector or segmenter
             arguments["output_norms"], count = True, 0
         return files.ModelInfo("dat_tiny", arguments, _numbers(count), size, crop_pct, "square")
