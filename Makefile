@@ -11,7 +11,9 @@ help:
 	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need CUDA"
 	@echo "make lint       ruff and mypy;  make format  let ruff format"
 
-.venv/installed: pyproject.toml constraints.txt
+KERNELS := $(wildcard src/deformvit/ops/native/*.cpp src/deformvit/ops/native/*.h src/deformvit/ops/native/build.py)
+
+.venv/installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

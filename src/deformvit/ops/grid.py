@@ -109,6 +109,16 @@ def key_cell(
     return torch.tensor([1.0 / (n - interval if n > 1 else 1) for n in size], device=device, dtype=dtype)
 
 
+def query_axis(n: int, convention: Convention = "v1") -> tuple[float, float]:
+    """Where the queries of an axis start, and how far each lies from the one before: :func:`query_points` in two
+    numbers."""
+    check_convention(convention)
+    span = n if convention == "v1" else n - 1
+    if span == 0:
+        return 0.0, 0.0
+    return (0.5 if convention == "v1" else 0.0) * (2.0 / span) - 1.0, 2.0 / span
+
+
 @torch.fx.wrap
 def sample(x: Tensor, pos: Tensor) -> Tensor:
     """Linear sampling of a map at positions, zero outside (equation 5, phi with g(a, b) = max(0, 1 - |a - b|)).
@@ -122,9 +132,28 @@ def sample(x: Tensor, pos: Tensor) -> Tensor:
     """
     if x.dtype != pos.dtype:  # under autocast features may be bfloat16, whose eight bits cannot hold a position
         return sample(x.to(pos.dtype), pos).to(x.dtype)
-    axes = pos.shape[-1]
-    out_size = pos.shape[1:-1]
-    reverse = pos.flip(-1)
+    return _sample(x, pos.flip(-1))
+
+
+def sample_displaced(x: Tensor, queries: Tensor, pos: Tensor) -> Tensor:
+    """:func:`sample` at half the difference of every query and every position, which is written once instead of three
+    times over.
+
+    Args:
+        x: (B, C, *size) maps.
+        queries: (Q, n) positions.
+        pos: (B, N, n) positions.
+
+    Returns:
+        (B, C, Q, N), in the dtype of ``pos``.
+    """
+    reverse = (queries / 2).flip(-1)[None, :, None] - (pos / 2).flip(-1)[:, None]
+    return _sample(x.to(pos.dtype), reverse)
+
+
+def _sample(x: Tensor, reverse: Tensor) -> Tensor:
+    """At positions whose axes are reversed."""
+    axes, out_size = reverse.shape[-1], reverse.shape[1:-1]
     if axes == 1:  # grid_sample knows images and volumes: a sequence is an image of one row
         x = x.unsqueeze(2)
         reverse = F.pad(reverse, (0, 1))

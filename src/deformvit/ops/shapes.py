@@ -1,7 +1,9 @@
-"""Decisions on shapes that one compilation for changing sizes (``torch.compile(dynamic=True)``) need not make."""
+"""Decisions on shapes that one compilation for changing sizes (``torch.compile(dynamic=True)``) need not make;
+and who is asking."""
 
 from __future__ import annotations
 
+import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
@@ -12,3 +14,14 @@ def known(condition: bool) -> bool:
     asking in an ``if`` would compile anew for every size that decides otherwise.
     """
     return bool(statically_known_true(condition))
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.jit.trace`` is recording."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return asked is not None and bool(asked())

@@ -1,12 +1,18 @@
-"""Windows of a map: partition, mask and bias (Swin Transformer, arXiv 2103.14030)."""
+"""Windows of a map: partition, mask and bias (Swin Transformer, arXiv 2103.14030); and attention in them, compiled."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deformvit.ops.shapes import known
+from deformvit.ops.native import library
+from deformvit.ops.shapes import is_tracing, known
+
+LONGEST = 256
+"""Tokens of a window that the CPU kernels can take."""
 
 
 @torch.fx.wrap
@@ -104,3 +110,44 @@ def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor 
     ry, rx = windows(real_y, real_x)
     region = torch.where(ry & rx, 2 * sy + sx, -1)  # padding is its own region, so no row is empty
     return region[:, :, None] == region[:, None, :]
+
+
+def can_attend(x: Tensor, table: Tensor, window_size: int) -> bool:
+    """Whether :func:`attend` can be used for the map ``x``: inference on the CPU, where the kernels are compiled."""
+    return (
+        type(x) is Tensor  # no proxy of torch.fx, no fake tensor
+        and x.device.type == "cpu"
+        and library.MISSING is None
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and table.dtype == x.dtype
+        and window_size**2 <= LONGEST
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not is_tracing()
+    )
+
+
+@torch.library.custom_op("deformvit::window_attn_cpu", mutates_args=(), device_types="cpu")
+def attend(qkv: Tensor, table: Tensor, size: int, window: Sequence[int], shift: Sequence[int]) -> Tensor:
+    """Attention in windows where they stand on the map: nothing is rolled, padded, cut, masked or put back. Forward
+    alone; :func:`partition`, :func:`bias_and_mask` and PyTorch's attention are the same with gradients.
+
+    Args:
+        qkv: (B, H, W, 3, M, d), contiguous.
+        table: ((2 size - 1)^2, M), as for :func:`bias_and_mask`.
+        window, shift: as for :func:`partition`.
+
+    Returns:
+        (B, H, W, M, d).
+    """
+    batch, height, width, _, heads, dim = qkv.shape
+    qkv, bias = qkv.contiguous(), table.float().contiguous()
+    out = qkv.new_empty(batch, height, width, heads, dim)
+    problem = library.WindowProblem(
+        batch=batch, height=height, width=width, heads=heads, dim=dim, window_h=window[0], window_w=window[1],
+        shift_y=shift[0], shift_x=shift[1], side=size, bfloat16=qkv.dtype == torch.bfloat16, scale=dim**-0.5,
+        qkv=qkv.data_ptr(), table=bias.data_ptr(), out=out.data_ptr(),
+    )  # fmt: skip
+    library.call("windows", problem)
+    return out

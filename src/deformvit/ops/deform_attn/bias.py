@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deformvit.ops import grid
@@ -44,6 +46,39 @@ def position_bias(pos: Tensor, table: Tensor, queries: Tensor) -> Tensor:
     batch, groups = pos.shape[:2]
     tables = table.to(pos.dtype).unflatten(0, (groups, -1)).repeat(batch, *(1,) * table.ndim)
     return grid.sample(tables, displacement(pos, queries)).unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+class Cells(NamedTuple):
+    """Where the position bias is read, for kernels that never write the displacements down: query (i, j) reads the
+    table at row ``first[..., 0] + i * step[0]`` and column ``first[..., 1] + j * step[1]``, linearly, zero outside."""
+
+    table: Tensor
+    """(M, T_h, T_w)."""
+    first: Tensor
+    """(B, G, N, 2) fractional (row, column) that the map's first query reads, of every key."""
+    step: tuple[float, float]
+    """How far the row and the column move from one query to the next."""
+    query_hw: tuple[int, int]
+    """The queries' map; a sequence is a map of one row."""
+
+
+def table_cells(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Cells:
+    """The displacement of equation 6 in cells of the table. It is affine in the query's row and column, so that a
+    number for every key and one for every axis say it all. Differentiable in ``pos`` and ``table``.
+
+    Args:
+        pos: (B, G, N, n) deformed points, n = 1 or 2.
+        table: (M, T_h, T_w), or (M, T_w) for n = 1.
+        query_hw: (H, W), or (L,).
+    """
+    axes = [grid.query_axis(n, convention) for n in query_hw]
+    size = table.shape[1:]
+    first = pos.new_tensor([start for start, _ in axes])
+    first = grid.to_index((first - pos) / 2, size)  # as in displacement
+    step = [interval / 4 * (n - 1) for (_, interval), n in zip(axes, size, strict=True)]  # halved there and in to_index
+    if len(axes) == 1:
+        return Cells(table[:, None], F.pad(first, (1, 0)), (0.0, step[0]), (1, query_hw[0]))
+    return Cells(table, first, (step[0], step[1]), (query_hw[0], query_hw[1]))
 
 
 @torch.fx.wrap

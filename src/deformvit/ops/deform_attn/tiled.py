@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn.bias import position_bias, query_tokens
+from deformvit.ops.deform_attn.bias import query_tokens
 
 BUDGET = 1 << 22
 """Elements of a tile's attention matrix, over batch and heads: 16 MiB in float32; 2^18 and 2^20 were slower."""
@@ -122,7 +122,9 @@ def _random_state_again(device: torch.device, state: Tensor | None) -> Iterator[
 def _tile(
     q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor, queries: Tensor, scale: float, dropout_p: float
 ) -> Tensor:
-    bias = position_bias(pos, table, queries)
+    groups = pos.shape[1]
+    tables = table.unflatten(0, (groups, -1)).repeat(len(pos), *(1,) * table.ndim)
+    bias = grid.sample_displaced(tables, queries, pos.flatten(0, 1)).reshape(*q.shape[:3], k.shape[2])
     if bias.dtype == q.dtype:
         return F.scaled_dot_product_attention(q, k, v, bias, dropout_p, scale=scale)
     # Features in low precision: the bias stays in the positions' float32, as in the reference.

@@ -1,0 +1,102 @@
+"""The compiled library: loading, descriptions of problems in C, calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deformvit.ops.native import build
+
+
+class Tokens(ctypes.Structure):
+    """Features (batch, head, token, channel) whose channels are contiguous; as in native.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("token", ctypes.c_int64),
+    )  # fmt: skip
+
+    @classmethod
+    def of(cls, x: Tensor) -> Tokens:
+        return cls(x.data_ptr(), *x.stride()[:3])
+
+
+class Problem(ctypes.Structure):
+    """Deformable attention, as in native.h, which says what the fields mean."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "groups", "queries", "keys", "dim", "dim_v", "width")),
+        *((name, ctypes.c_int64) for name in ("table_h", "table_w", "threads", "bfloat16")),
+        *((name, ctypes.c_float) for name in ("scale", "step_y", "step_x")),
+        ("parallel", ctypes.c_void_p),
+        *((name, Tokens) for name in ("q", "k", "v", "out")),
+        *((name, ctypes.c_void_p) for name in ("first", "table", "lse")),
+        *((name, Tokens) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
+        *((name, ctypes.c_void_p) for name in ("grad_first", "grad_table")),
+    )
+
+
+class WindowProblem(ctypes.Structure):
+    """Attention in windows, as in native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "heads", "dim")),
+        *((name, ctypes.c_int64) for name in ("window_h", "window_w", "shift_y", "shift_x", "side")),
+        *((name, ctypes.c_int64) for name in ("threads", "bfloat16")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("parallel", "qkv", "table", "out")),
+    )
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or None and why there is none."""
+    again = f"; build them with: python {build.__file__}"
+    if not build.LIBRARY.exists():
+        reason = "there is a C++ compiler now" if build.compiler() else build.NO_COMPILER
+        return None, f"the CPU kernels were not compiled when deformvit was installed ({reason}){again}"
+    try:
+        library = ctypes.CDLL(str(build.LIBRARY))
+        library.deformvit_fingerprint.restype = ctypes.c_char_p
+        made_of = library.deformvit_fingerprint().decode()
+    except (OSError, AttributeError) as error:
+        return None, f"the compiled CPU kernels cannot be loaded ({error}){again}"
+    if made_of != build.fingerprint():
+        return None, f"the compiled CPU kernels were made from other sources than these{again}"
+    return library, None
+
+
+def _instruction_sets(library: ctypes.CDLL | None) -> tuple[str, ...]:
+    found = [name for name in build.SETS if hasattr(library, f"deformvit_supports_{name}")]
+    return tuple(name for name in found if getattr(library, f"deformvit_supports_{name}")())
+
+
+def _pool() -> int | None:
+    """Address of what starts PyTorch's own threads, where PyTorch has loaded an OpenMP runtime that has it."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+# Found once, at import: torch.compile reads constants, but would stumble over the loading.
+_LIBRARY, MISSING = _load()
+"""MISSING: why there are no compiled kernels to call, or None."""
+INSTRUCTION_SETS = _instruction_sets(_LIBRARY)
+"""Those that were compiled and that this processor has, best first."""
+POOL = _pool()
+chosen: str | None = None
+"""Instruction set to use instead of the best one; for tests and benchmarks."""
+
+
+def call(what: str, problem: Problem | WindowProblem) -> None:
+    """Run ``forward``, ``backward`` (of deformable attention) or ``windows`` on the best instruction set; the
+    interpreter lock is released meanwhile."""
+    if _LIBRARY is None:
+        raise RuntimeError(MISSING)
+    problem.threads = torch.get_num_threads()
+    problem.parallel = POOL
+    function: Callable[..., int] = getattr(_LIBRARY, f"deformvit_{what}_{chosen or INSTRUCTION_SETS[0]}")
+    if function(ctypes.byref(problem)):
+        raise MemoryError(f"no memory for the CPU kernels of attention ({what})")
