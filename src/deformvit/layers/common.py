@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformvit.ops.shapes import known
+from deformvit.ops.shapes import is_tracing, known
 
 ConvMlp = Literal["none", "plain", "residual"]
 
@@ -47,6 +48,32 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     if all(known(n % multiple == 0) for n in x.shape[2:]):
         return x
     return F.pad(x, [side for n in reversed(x.shape[2:]) for side in (0, -n % multiple)])
+
+
+PIECE = 1 << 18
+"""Activations that a thread computes at a time in inference on the CPU: they stay in its cache, and the memory for them
+is had once instead of fresh from the system for every block."""
+
+
+def in_pieces(x: Tensor) -> bool:
+    """Whether what is done token by token is done piece by piece: in eager inference on the CPU."""
+    if type(x) is not Tensor or x.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return not torch.compiler.is_compiling() and not is_tracing()
+
+
+def pieces(x: Tensor, channels: int) -> Sequence[Tensor]:
+    """``x`` (n, ..., C) split along its first axis, such that ``channels`` activations a token fit into the caches."""
+    tokens = max(x.numel() // x.shape[-1], 1)
+    return x.split(max(PIECE * torch.get_num_threads() * len(x) // (tokens * channels), 1))
+
+
+def token_by_token(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
+    """``function`` of a (B, C, H, W) map that looks at every token on its own, called on pieces one token high."""
+    tokens = x.permute(0, 2, 3, 1)
+    rows = [piece[None, None].permute(0, 3, 1, 2) for piece in pieces(tokens.flatten(0, 2), channels)]
+    out = torch.cat([function(row).permute(0, 2, 3, 1)[0, 0] for row in rows])
+    return out.reshape(tokens.shape).permute(0, 3, 1, 2)
 
 
 class Mlp(nn.Module):

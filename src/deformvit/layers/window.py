@@ -60,12 +60,19 @@ class WindowAttention(nn.Module):
         common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
         size, shift = window.fit(tokens, self.window_size, self.shift_size, self.swin)
+        if not self.training and window.can_attend(x, self.bias_table, self.window_size):
+            return torch.cat([self._inference(piece, size, shift) for piece in common.pieces(tokens, 3 * self.dim)])
         qkv = self.qkv(window.partition(tokens, size, shift))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         bias = window.bias_and_mask(self.bias_table, self.window_size, tokens, size, shift, q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.attn_drop if self.training else 0.0)
         out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
         return window.merge(out, tokens, size, shift).permute(0, 3, 1, 2)
+
+    def _inference(self, tokens: Tensor, window_hw: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        out = window.attend(qkv, self.bias_table, self.window_size, window_hw, shift)
+        return self.proj(out.flatten(3)).permute(0, 3, 1, 2)
 
     def set_window_size(self, window_size: int) -> None:
         """Change the window, keeping the shift's share of it; the bias table is interpolated bicubically."""

@@ -19,7 +19,7 @@ from deformvit.layers import (
     ReductionAttention,
     WindowAttention,
 )
-from deformvit.layers.common import ConvMlp
+from deformvit.layers.common import ConvMlp, in_pieces, token_by_token
 from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
 from deformvit.layers.neighborhood import SmallMap
 from deformvit.ops.grid import Convention
@@ -152,6 +152,11 @@ class Block(nn.Module):
         if self.local_perception is not None:
             x = x + self.local_perception(x)
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
+        if self.mlp.conv is None and not self.training and in_pieces(x):
+            return token_by_token(self._mlp, x, self.mlp.fc1.out_features)
+        return self._mlp(x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
