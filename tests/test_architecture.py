@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "tasks": LEAVES | {"config", "data", "models", "tasks"},
     "figures": LEAVES | {"models", "figures"},
     "complexity": LEAVES | {"ops"},
+    "bench": LEAVES | {"ops", "bench"},
     "tables": LEAVES | {"complexity", "recipes"},
 }
 """What each room may import; __init__ and cli see everything."""

@@ -1,4 +1,4 @@
-"""The command ``deformvit``: train, eval, predict, figure, convert, table. Heavy imports happen inside the commands."""
+"""The command ``deformvit``: train, eval, predict, figure, convert, table, bench. Heavy imports come with a command."""
 
 from __future__ import annotations
 
@@ -250,6 +250,69 @@ def table(
     print(tables.render(number, runs, configurations))
 
 
+def bench(
+    kind: tyro.conf.Positional[Literal["attention", "models"]] = "attention",
+    /,
+    explain: bool = False,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("bench"),
+    models: tuple[str, ...] = (),
+    sizes: tuple[str, ...] = (),
+    implementations: tuple[str, ...] = (),
+    batch: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
+    backward: bool | None = None,
+    compiled: bool = False,
+    features: bool = False,
+    rounds: int = 0,
+) -> None:
+    """Measure time and memory on this machine: a table, a JSON file and a picture.
+
+    Args:
+        kind: `attention`: every implementation at stage 3's sizes, beside attention without a bias and the released
+            formulation; `models`: whole models beside those of timm.
+        explain: say what can run on this machine and why the rest can't, what `auto` takes, and measure nothing.
+        output: folder to write to.
+        models: T and B for attention, timm names for models; the usual ones by default.
+        sizes: of images, as 224 or 800x1344; by default 224, 384, 512 and 800x1344 for attention, 224 for models.
+        implementations: of attention; by default all that can run, and the baselines `no bias` and `released`.
+        batch: images at once; by default 1 for attention, 8 for models.
+        dtype: of features; whole models run under autocast.
+        device: a torch device; auto takes the GPU if there is one.
+        backward: forward and backward too; by default for attention, not for models.
+        compiled: models under torch.compile; the reference under torch.compile too, for attention.
+        features: models give the maps of all stages, as a detector takes them, instead of logits.
+        rounds: how often each is timed; the median counts. By default 5 for attention, 9 for models.
+    """
+    from deformvit import bench as measuring
+    from deformvit.bench import report as reports
+
+    if explain:
+        print(measuring.explain(device, dtype))
+        return
+    if batch < 0 or rounds < 0:
+        raise UserError(f"batch and rounds must be positive, got {batch} and {rounds}")
+    image_sizes = [_size(size) for size in sizes]
+    if kind == "attention":
+        wrong = sorted(set(models) - {"T", "B"})
+        if wrong:
+            raise UserError(f"models: attention is measured as in DAT-T and DAT-B, T and B; got {wrong[0]!r}")
+        report = measuring.run_attention(
+            models or ("T", "B"), image_sizes or [(224, 224), (384, 384), (512, 512), (800, 1344)], implementations,
+            batch=batch or 1, dtype=dtype, device=device, backward=backward is not False, compiled=compiled,
+            rounds=rounds or 5,
+        )  # fmt: skip
+    else:
+        report = measuring.run_models(
+            models, image_sizes or [(224, 224)], batch=batch or 8, features=features, dtype=dtype, device=device,
+            backward=bool(backward), compiled=compiled, rounds=rounds or 9,
+        )  # fmt: skip
+    print(reports.table(report))
+    print()
+    for path in reports.write(report, output):
+        print(path)
+
+
 # ---- shared by the commands ---------------------------------------------------------------------------------------
 
 
@@ -303,6 +366,14 @@ def _report(failed: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """224 or 800x1344."""
+    height, _, width = text.partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or int(height) * int(width or height) == 0:
+        raise UserError(f"sizes: expected a side or HEIGHTxWIDTH, such as 224 or 800x1344, got {text!r}")
+    return int(height), int(width or height)
+
+
 def _table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -318,6 +389,7 @@ def main(args: list[str] | None = None) -> None:
         "figure": figure,
         "convert": convert,
         "table": table,
+        "bench": bench,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=args)
