@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deformvit.layers import Mlp, ReductionAttention, WindowAttention
+from deformvit.ops import shapes, window
+from deformvit.ops.native import library
 
 
 def dense_window_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +55,74 @@ def test_shifted_windows_equal_timms_swin(hw):
     )  # fmt: skip
     x = torch.randn(2, *hw, 8, dtype=torch.float64)
     torch.testing.assert_close(ours(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), swin._attn(x))
+
+
+@pytest.mark.parametrize("swin", [False, True])
+@pytest.mark.parametrize(
+    ("hw", "size", "shift", "dim"),
+    [
+        ((8, 12), 4, 0, 8),
+        ((7, 9), 4, 2, 5),
+        ((15, 9), 7, 4, 32),
+        ((5, 20), 7, 3, 16),
+        ((3, 2), 7, 0, 8),
+        ((40, 17), 12, 6, 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_equals_training(hw, size, shift, dim, swin, dtype):
+    """The compiled kernel, which rolls, pads and masks by arithmetic, against PyTorch's attention."""
+    if library.MISSING:
+        pytest.skip(library.MISSING)
+    layer = WindowAttention(2 * dim, 2, size, shift, swin).eval().to(dtype)
+    torch.nn.init.normal_(layer.bias_table)
+    x = torch.randn(3, 2 * dim, *hw).to(dtype)
+    expected = layer.double()(x.double())
+    layer.to(dtype)
+    low = layer(x)
+    for inputs in (x, x.contiguous(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            assert window.can_attend(inputs, layer.bias_table, size)
+            out = layer(inputs)
+        assert (out - expected).norm() <= 1.1 * (low - expected).norm() + torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.skipif(library.MISSING is not None, reason=str(library.MISSING))
+@pytest.mark.parametrize("instructions", library.INSTRUCTION_SETS)
+def test_inference_on_every_instruction_set(instructions, monkeypatch):
+    monkeypatch.setattr(library, "chosen", instructions)
+    layer = WindowAttention(24, 3, 7, 4).eval()
+    torch.nn.init.normal_(layer.bias_table)
+    x = torch.randn(2, 24, 16, 11)
+    with torch.inference_mode():
+        out = layer(x)
+    torch.testing.assert_close(out, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_masks_are_made_once_and_serve_training_after_inference():
+    shapes._CONSTANTS.clear()
+    layer = WindowAttention(8, 2, 4, 2).double()
+    x = torch.randn(1, 8, 7, 9, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = layer(x)
+    made = len(shapes._CONSTANTS)
+    assert made == 2
+    out = layer(x)
+    out.sum().backward()
+    torch.testing.assert_close(out, expected)
+    assert len(shapes._CONSTANTS) == made
+
+
+def test_fake_tensors_do_not_stay(monkeypatch):
+    shapes._CONSTANTS.clear()
+    layer = WindowAttention(8, 2, 4, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.randn(1, 8, 7, 9)).shape == (1, 8, 7, 9)
+    assert not shapes._CONSTANTS
+    monkeypatch.setattr(shapes, "KEPT", 3)
+    for height in range(9, 15):
+        layer(torch.randn(1, 8, height, 9))
+    assert len(shapes._CONSTANTS) == 3
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])

@@ -8,7 +8,7 @@ import torch
 
 import deformvit  # noqa: F401 - registers the models
 from deformvit import DAT
-from deformvit.layers import DeformableAttention, ReductionAttention, WindowAttention
+from deformvit.layers import DeformableAttention, ReductionAttention, WindowAttention, common
 from deformvit.models.blocks import stage_specs
 from deformvit.recipes.ablations import TABLES
 
@@ -276,3 +276,22 @@ def test_one_value_stands_for_all_stages():
     first, second = stage_specs((2, 4), ("window shifted", ["window", "deformable"]), **common)
     assert (first.window_size, second.stride, first.position) == (7, 2, "relative")
     assert second.blocks == ("window", "deformable") * 2
+
+
+@pytest.mark.parametrize("name", ["dat_nano", "dat_tiny"])
+def test_inference_piece_by_piece_equals_training(name, monkeypatch):
+    """In inference on the CPU, windows go through a kernel and MLPs through the cache; what is seen is the same."""
+    monkeypatch.setattr(common, "PIECE", 3000)
+    model = timm.create_model(name, num_classes=5, drop_path_rate=0.2).eval()
+    x = torch.randn(3, 3, 70, 45)
+    expected = model(x)
+    seen = []
+    model.stages[0].blocks[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert (len(seen) > 1) == (model.stages[0].blocks[0].mlp.conv is None)
+    model.train()
+    seen.clear()
+    with torch.no_grad():  # drop path is drawn for whole images
+        model(x)
+    assert len(seen) == 1

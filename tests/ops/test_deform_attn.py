@@ -92,9 +92,35 @@ def test_heads_read_the_points_of_their_group():
         ({"pos": torch.zeros(2, 2, 7, 3)}, r"pos must be .* got \(2, 2, 7, 3\)"),
         ({"pos": torch.zeros(2, 3, 7, 2)}, "4 heads cannot be shared evenly by the 3 groups"),
         ({"table": torch.zeros(3, 5, 9)}, "M = 4 heads"),
-        ({"q": torch.zeros(4, 15, 6)}, r"\(B, M, tokens, d\)"),
+        ({"q": torch.zeros(4, 15, 6)}, r"q must be \(B, M, tokens, d\)"),
+        ({"v": torch.zeros(4, 15)}, r"v must be \(B, M, tokens, d\), got \(4, 15\)"),
+        ({"table": torch.zeros(4, 0, 9)}, r"table must be .* got \(4, 0, 9\)"),
+        (
+            {"k": torch.zeros(2, 4, 0, 6), "v": torch.zeros(2, 4, 0, 6), "pos": torch.zeros(2, 2, 0, 2)},
+            r"there must be heads, queries, keys and channels; .* k \(2, 4, 0, 6\)",
+        ),
+        ({"q": torch.zeros(2, 4, 0, 6), "query_hw": (0, 5)}, "there must be heads, queries"),
     ],
 )
 def test_bad_shapes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         deform_attn(**{**inputs(dtype=torch.float32), "query_hw": (3, 5), **change})
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "tiled", "cpu", "triton"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_positions_that_are_not_finite_are_named(impl, value):
+    given = inputs(dtype=torch.float32)
+    given["pos"][1, 0, 4, 1] = value
+    given["pos"][1, 1, 2] = value
+    message = r"positions must be finite; 2 are not, the first of them pos\[1, 0, 4\] = \[.*, (nan|inf)\]"
+    with pytest.raises(ValueError, match=message):
+        deform_attn(**given, query_hw=(3, 5), impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "tiled", "cpu", "triton"])
+def test_devices_are_named(impl):
+    given = inputs(dtype=torch.float32)
+    given["table"] = given["table"].to("meta")
+    with pytest.raises(ValueError, match="one device, got q on cpu, .* table on meta"):
+        deform_attn(**given, query_hw=(3, 5), impl=impl)

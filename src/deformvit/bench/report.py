@@ -128,15 +128,17 @@ def _draw_attention(report: dict[str, Any], make: type[Figure]) -> Figure:
     for line, which in enumerate(passes):
         for column, (key, label, factor) in enumerate((("seconds", "milliseconds", 1e3), ("mib", "MiB", 1.0))):
             axis = axes[line, column]
+            drawn = 0
             for name in dict.fromkeys(row["name"] for row in report["rows"]):
                 rows = [r for r in report["rows"] if r["name"] == name and r["model"] == models[0] and which in r]
-                rows = [r for r in rows if r[which][key] > 0]
-                style = "--" if name in ("no bias",) or "compiled" in name else "-"
+                rows = [r for r in rows if r[which][key] > 0]  # small ones fit into memory that was there before
+                drawn += len(rows)
                 axis.plot(
-                    [r["tokens"] for r in rows], [factor * r[which][key] for r in rows], style, marker="o",
-                    markersize=4, color=COLOURS.get(name.partition(",")[0], "black"), label=name,
+                    [r["tokens"] for r in rows], [factor * r[which][key] for r in rows],
+                    "--" if name == "no bias" or "compiled" in name else "-", marker="o", markersize=4,
+                    color=COLOURS.get(name.partition(",")[0], "black"), label=name,
                 )  # fmt: skip
-            axis.set(xscale="log", yscale="log", ylabel=label, title=PASSES[which])
+            axis.set(xscale="log", yscale="log" if drawn else "linear", ylabel=label, title=PASSES[which])
             sizes = {r["tokens"]: " x ".join(map(str, r["image"])) for r in report["rows"]}
             axis.set_xticks(list(sizes), [f"{n}\n{text}" for n, text in sizes.items()], fontsize=8)
             axis.minorticks_off()

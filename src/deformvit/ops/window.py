@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deformvit.ops.native import library
-from deformvit.ops.shapes import is_tracing, known
+from deformvit.ops.shapes import constant, is_tracing, known
 
 LONGEST = 256
 """Tokens of a window that the CPU kernels can take."""
@@ -74,12 +74,7 @@ def bias_and_mask(
     Returns:
         (1, M, L, L), or (B * windows, M, L, L) where windows differ.
     """
-    win_h, win_w = window
-    y, x_ = (
-        torch.arange(win_h, device=table.device).repeat_interleave(win_w),
-        torch.arange(win_w, device=table.device).repeat(win_h),
-    )
-    index = (y[:, None] - y + size - 1) * (2 * size - 1) + x_[:, None] - x_ + size - 1
+    index = constant(_index, size, *window, table.device)
     bias = table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None].to(dtype)
     mask = _mask(x, window, shift)
     if mask is None:
@@ -87,19 +82,33 @@ def bias_and_mask(
     return torch.where(mask[:, None], bias, float("-inf")).repeat(x.shape[0], 1, 1, 1)
 
 
+def _index(size: int, win_h: int, win_w: int, device: torch.device) -> Tensor:
+    """(L, L) rows of the table that hold the bias of every query and key."""
+    y, x = (
+        torch.arange(win_h, device=device).repeat_interleave(win_w),
+        torch.arange(win_w, device=device).repeat(win_h),
+    )
+    return (y[:, None] - y + size - 1) * (2 * size - 1) + x[:, None] - x + size - 1
+
+
 def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
     """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
     hw = x.shape[1], x.shape[2]
     if not any(shift) and known(hw[0] % window[0] == 0) and known(hw[1] % window[1] == 0):
         return None
+    return constant(_allowed, *hw, *window, *shift, x.device)
 
+
+def _allowed(
+    height: int, width: int, win_h: int, win_w: int, shift_y: int, shift_x: int, device: torch.device
+) -> Tensor:
     def regions(n: int, w: int, s: int) -> tuple[Tensor, Tensor]:
         total = -(-n // w) * w
-        index = torch.arange(total, device=x.device)
+        index = torch.arange(total, device=device)
         source = (index + s) % total  # the pixel that stands here after the roll
         return (index >= total - s).long().reshape(-1, w), (source < n).reshape(-1, w)
 
-    (seam_y, real_y), (seam_x, real_x) = (regions(*values) for values in zip(hw, window, shift, strict=True))
+    (seam_y, real_y), (seam_x, real_x) = regions(height, win_h, shift_y), regions(width, win_w, shift_x)
 
     def windows(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # (rows, h), (cols, w) -> (rows * cols, h * w)
         shape = y.shape[0], x.shape[0], y.shape[1], x.shape[1]
