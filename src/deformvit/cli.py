@@ -261,7 +261,8 @@ def bench(
     batch: int = 0,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
-    backward: bool | None = None,
+    backward: bool = False,
+    forward_only: bool = False,
     compiled: bool = False,
     features: bool = False,
     rounds: int = 0,
@@ -279,7 +280,8 @@ def bench(
         batch: images at once; by default 1 for attention, 8 for models.
         dtype: of features; whole models run under autocast.
         device: a torch device; auto takes the GPU if there is one.
-        backward: forward and backward too; by default for attention, not for models.
+        backward: models: forward and backward in training mode instead of inference.
+        forward_only: attention: not forward + backward too.
         compiled: models under torch.compile; the reference under torch.compile too, for attention.
         features: models give the maps of all stages, as a detector takes them, instead of logits.
         rounds: how often each is timed; the median counts. By default 5 for attention, 9 for models.
@@ -299,13 +301,13 @@ def bench(
             raise UserError(f"models: attention is measured as in DAT-T and DAT-B, T and B; got {wrong[0]!r}")
         report = measuring.run_attention(
             models or ("T", "B"), image_sizes or [(224, 224), (384, 384), (512, 512), (800, 1344)], implementations,
-            batch=batch or 1, dtype=dtype, device=device, backward=backward is not False, compiled=compiled,
+            batch=batch or 1, dtype=dtype, device=device, backward=not forward_only, compiled=compiled,
             rounds=rounds or 5,
         )  # fmt: skip
     else:
         report = measuring.run_models(
             models, image_sizes or [(224, 224)], batch=batch or 8, features=features, dtype=dtype, device=device,
-            backward=bool(backward), compiled=compiled, rounds=rounds or 9,
+            backward=backward, compiled=compiled, rounds=rounds or 9,
         )  # fmt: skip
     print(reports.table(report))
     print()

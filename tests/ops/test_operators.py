@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from deformvit.layers import DeformableAttention, WindowAttention
 from deformvit.ops import deform_attn
 from deformvit.ops.deform_attn import cpu
 from deformvit.ops.native import build, library
@@ -80,6 +81,24 @@ def test_autocast():
     for a, b, t in zip(found[1:], expected[1:], given, strict=True):
         assert a.dtype == t.dtype
         torch.testing.assert_close(a, b.to(a.dtype))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's attention has no batching rule
+def test_gradients_of_every_image():
+    """torch.func's way to per-sample gradients, through the layer."""
+    layer = torch.nn.Sequential(DeformableAttention(8, 2, 2), WindowAttention(8, 2, 4, 2))
+    parameters, x = dict(layer.named_parameters()), torch.randn(3, 8, 6, 9)
+
+    def loss(parameters, image):
+        return torch.func.functional_call(layer, parameters, image[None]).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(3):
+        expected = torch.autograd.grad(loss(parameters, x[i]), list(parameters.values()))
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[name][i], gradient, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(lambda image: layer(image[None])[0])(x), layer(x))
 
 
 def test_second_derivatives_are_refused_not_wrong():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +36,12 @@ def build(name: str, size: Sequence[int], features: bool) -> nn.Module:
 class Run:
     """One pass of one model, over and over."""
 
-    def __init__(self, name: str, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         self.device, dtype = torch.device(job["device"]), DTYPES[job["dtype"]]
         torch.manual_seed(0)
-        model = build(name, job["size"], job["features"]).to(self.device)
+        model = build(job["name"], job["size"], job["features"]).to(self.device)
         model.train(job["backward"])
+        self.parameters = sum(p.numel() for p in model.parameters())
         self.model: nn.Module = torch.compile(model) if job["compiled"] else model  # type: ignore[assignment]
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.backward = job["backward"]
@@ -56,28 +58,11 @@ class Run:
         sum(o.float().mean() for o in outputs).backward()  # type: ignore[union-attr]
         self.model.zero_grad(set_to_none=True)
 
-
-def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of all models, their rounds in turn; or the peak of memory of one."""
-    device = torch.device(job["device"])
-    if job["what"] == "memory":
-        run = Run(job["names"][0], job)
-        before = process.peak_mib(device) if device.type == "cuda" else 0.0
-        run()
-        run()
-        parameters = sum(p.numel() for p in run.model.parameters())
-        return {"mib": process.peak_mib(device), "before": before, "parameters": parameters}
-    runs = {name: Run(name, job) for name in job["names"]}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    warm = 3 if job["compiled"] else 2
-    for round_ in range(warm + job["rounds"]):
-        for name, run in runs.items():
-            taken = process.seconds(run, device)
-            if round_ >= warm:
-                times[name].append(taken)
-    return {
-        name: {"seconds": statistics.median(t), "fastest": min(t), "slowest": max(t)} for name, t in times.items()
-    }  # fmt: skip
+    def answer(self, what: str) -> dict[str, Any]:
+        """Seconds of a ``round``, or what it took in ``all``: MiB and parameters."""
+        if what == "round":
+            return {"seconds": process.seconds(self, self.device)}
+        return {"mib": process.peak_mib(self.device), "parameters": self.parameters}
 
 
 def run_models(
@@ -92,7 +77,7 @@ def run_models(
     compiled: bool = False,
     rounds: int = 9,
 ) -> dict[str, Any]:
-    """Measure whole models.
+    """Measure whole models, each in a process of its own, their rounds in turn.
 
     Args:
         names: timm names, ours and others'; :data:`DEFAULT` by default.
@@ -115,26 +100,38 @@ def run_models(
             raise UserError(f"timm knows no model {name!r}")
     common = {
         "device": str(place), "dtype": dtype, "batch": batch, "features": features, "backward": backward,
-        "compiled": compiled, "rounds": rounds,
+        "compiled": compiled,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    progress = tqdm(total=len(sizes) * (1 + len(names)), unit="measurement", disable=not sys.stderr.isatty())
+    warm = 3 if compiled else 2
+    progress = tqdm(total=len(sizes) * (warm + rounds) * len(names), unit="pass", disable=not sys.stderr.isatty())
     for size in sizes:
-        progress.set_description(f"time at {size[0]} x {size[1]}")
-        times = process.apart("deformvit.bench.models", {**common, "what": "time", "names": names, "size": size}, 7200)
-        progress.update()
-        for name in names:
-            progress.set_description(f"memory of {name}")
-            memory = process.apart(
-                "deformvit.bench.models", {**common, "what": "memory", "names": [name], "size": size}
-            )
-            progress.update()
-            error = {"error": times["error"]} if "error" in times else {}
-            rows.append({"model": name, "image": list(size)} | times.get(name, error) | memory)
+        runs = [
+            process.Apart("deformvit.bench.models", {**common, "name": name, "size": size}) for name in names
+        ]  # fmt: skip
+        times: list[list[dict[str, Any]]] = [[] for _ in names]
+        for _ in range(warm + rounds):
+            for name, run, answers in zip(names, runs, times, strict=True):
+                progress.set_description(f"{name} at {size[0]} x {size[1]}")
+                answers.append(run.ask("round"))
+                time.sleep(0.01)  # threads of one process linger before they sleep
+                progress.update()
+        for name, run, answers in zip(names, runs, times, strict=True):
+            rows.append({"model": name, "image": list(size)} | _summary(answers, warm) | run.ask("all"))
+            run.end()
     progress.close()
-    settings = {key: value for key, value in common.items() if key != "device"}
+    settings = {**common, "rounds": rounds}
+    del settings["device"]
     return {"kind": "models", "machine": process.machine(place), "settings": settings, "rows": rows}
 
 
+def _summary(answers: list[dict[str, Any]], warm: int) -> dict[str, Any]:
+    for answer in answers:
+        if "error" in answer:
+            return answer
+    seconds = [answer["seconds"] for answer in answers[warm:]]
+    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
+
+
 if __name__ == "__main__":
-    process.serve(measure)
+    process.serve_rounds(lambda job: Run(job).answer)

@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,55 @@ def apart(module: str, job: dict[str, Any], timeout: float = 3600) -> dict[str, 
 def serve(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The other side of :func:`apart`."""
     print(json.dumps(measure(json.load(sys.stdin))))
+
+
+class Apart:
+    """A process that measures again and again when asked: ``python -m module``, whose main is :func:`serve_rounds`.
+
+    Several can be asked in turn, so that what disturbs the machine disturbs all, while each has memory of its own.
+    """
+
+    def __init__(self, module: str, job: dict[str, Any]) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - ended by end(); a pipe unread would fill up
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env=environment,
+        )  # fmt: skip
+        self.first: str | None = json.dumps(job)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The answer to ``what``, or ``{"error": ...}`` if the process has ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            for line in filter(None, (self.first, what)):
+                self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+            self.first = None
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = self.process.wait()
+            self.log.seek(0)
+            lines = self.log.read().strip().splitlines()
+            return {"error": lines[-1] if lines else f"ended with signal {-code}"}
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+    def end(self) -> None:
+        """Let it go."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def serve_rounds(make: Callable[[dict[str, Any]], Callable[[str], dict[str, Any]]]) -> None:
+    """The other side of :class:`Apart`: ``make(job)`` answers what is asked."""
+    answer = make(json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        print(json.dumps(answer(line.strip())), flush=True)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformvit.ops.shapes import is_tracing, known
+from deformvit.ops.shapes import is_tracing, is_transformed, known
 
 ConvMlp = Literal["none", "plain", "residual"]
 
@@ -59,7 +59,7 @@ def in_pieces(x: Tensor) -> bool:
     """Whether what is done token by token is done piece by piece: in eager inference on the CPU."""
     if type(x) is not Tensor or x.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return not torch.compiler.is_compiling() and not is_tracing()
+    return not torch.compiler.is_compiling() and not is_tracing() and not is_transformed()
 
 
 def pieces(x: Tensor, channels: int) -> Sequence[Tensor]:
@@ -69,11 +69,15 @@ def pieces(x: Tensor, channels: int) -> Sequence[Tensor]:
 
 
 def token_by_token(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
-    """``function`` of a (B, C, H, W) map that looks at every token on its own, called on pieces one token high."""
+    """``function`` of a (B, C, H, W) map that looks at every token on its own, called on pieces one token high.
+
+    ``x`` is overwritten where its channels lie together: its memory is at hand, new memory would have to be fetched.
+    """
     tokens = x.permute(0, 2, 3, 1)
-    rows = [piece[None, None].permute(0, 3, 1, 2) for piece in pieces(tokens.flatten(0, 2), channels)]
-    out = torch.cat([function(row).permute(0, 2, 3, 1)[0, 0] for row in rows])
-    return out.reshape(tokens.shape).permute(0, 3, 1, 2)
+    flat = tokens.flatten(0, 2)
+    for piece in pieces(flat, channels):
+        piece.copy_(function(piece[None, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[0, 0])
+    return flat.reshape(tokens.shape).permute(0, 3, 1, 2)
 
 
 class Mlp(nn.Module):

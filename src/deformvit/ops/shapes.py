@@ -32,6 +32,12 @@ def is_exporting() -> bool:
     return asked is not None and bool(asked())
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, ...) is at work, for which operators of ours have no rules."""
+    asked = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return not torch.compiler.is_compiling() and asked is not None and bool(asked())
+
+
 _CONSTANTS: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 KEPT = 64
 """Constants that are kept: those of a large model at a few sizes."""
@@ -43,7 +49,7 @@ def constant(make: Callable[..., Tensor], *key: Any) -> Tensor:
     Made anew where something watches: compilation, export and tracing have to see it being made, and under fake tensors
     it would be one.
     """
-    if torch.compiler.is_compiling() or is_tracing():
+    if torch.compiler.is_compiling() or is_tracing() or is_transformed():
         return make(*key)
     name = (make, *key)
     found = _CONSTANTS.get(name)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deformvit.ops.native import library
-from deformvit.ops.shapes import constant, is_tracing, known
+from deformvit.ops.shapes import constant, is_tracing, is_transformed, known
 
 LONGEST = 256
 """Tokens of a window that the CPU kernels can take."""
@@ -134,6 +134,7 @@ def can_attend(x: Tensor, table: Tensor, window_size: int) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not is_tracing()
+        and not is_transformed()
     )
 
 

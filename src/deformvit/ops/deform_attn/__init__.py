@@ -28,7 +28,7 @@ from deformvit.ops import grid
 from deformvit.ops.deform_attn import cpu, reference, tiled, triton
 from deformvit.ops.deform_attn.bias import log_displacement
 from deformvit.ops.deform_attn.checks import check_devices, check_finite, check_shapes
-from deformvit.ops.shapes import is_exporting, is_tracing
+from deformvit.ops.shapes import is_exporting, is_tracing, is_transformed
 
 __all__ = ["IMPLEMENTATIONS", "Choice", "Impl", "choose", "deform_attn", "log_displacement"]
 
@@ -83,6 +83,8 @@ def _choose(
         why = f"there are no kernels for the device {q.device.type}"
     elif is_tracing() or is_exporting():
         why = "exported programs should need PyTorch's operators alone"
+    elif is_transformed():
+        why = "torch.func's transforms know PyTorch's operators alone"
     else:
         reason = can_run(q, k, v, pos, table, query_hw, dropout_p)
         if reason is None:

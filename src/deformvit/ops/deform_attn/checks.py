@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deformvit.ops.shapes import is_tracing
+from deformvit.ops.shapes import is_tracing, is_transformed
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: Sequence[int]) -> None:
@@ -56,7 +56,7 @@ def check_finite(pos: Tensor) -> None:
     read inside the table whatever a position is, and the output is not a number where the bias is none.
     """
     plain = type(pos) is Tensor or type(pos) is nn.Parameter  # no fake, functional or traced tensor
-    if pos.device.type != "cpu" or not plain or torch.compiler.is_compiling() or is_tracing():
+    if pos.device.type != "cpu" or not plain or torch.compiler.is_compiling() or is_tracing() or is_transformed():
         return
     finite = torch.isfinite(pos)
     if not finite.all():

@@ -8,10 +8,34 @@ extern "C" const char* deformvit_fingerprint() { return TEXT(FINGERPRINT); }
 extern "C" int deformvit_supports_plain() { return 1; }
 
 #if defined(__x86_64__)
-extern "C" int deformvit_supports_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#include <cpuid.h>
 
-extern "C" int deformvit_supports_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+namespace {
+
+enum Register { EAX, EBX, ECX, EDX };
+
+// Asked from the processor itself: compilers' own answers depend on the runtime library that is linked.
+bool has(unsigned leaf, Register where, int bit) {
+  unsigned r[4];
+  return __get_cpuid_count(leaf, 0, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[where] >> bit & 1);
+}
+
+// Whether the operating system keeps these registers when it changes between threads.
+bool keeps(unsigned registers) {
+  if (!has(1, ECX, 27)) return false;  // xgetbv may be asked
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & registers) == registers;
+}
+
+}  // namespace
+
+extern "C" int deformvit_supports_avx2() {
+  return keeps(0x6) && has(7, EBX, 5) && has(1, ECX, 12);  // and fused multiply-add
+}
+
+extern "C" int deformvit_supports_avx512() {  // F, DQ, BW, VL
+  return deformvit_supports_avx2() && keeps(0xe6) && has(7, EBX, 16) && has(7, EBX, 17) && has(7, EBX, 30) &&
+         has(7, EBX, 31);
 }
 #endif
