@@ -285,13 +285,27 @@ def test_inference_piece_by_piece_equals_training(name, monkeypatch):
     model = timm.create_model(name, num_classes=5, drop_path_rate=0.2).eval()
     x = torch.randn(3, 3, 70, 45)
     expected = model(x)
-    seen = []
-    model.stages[0].blocks[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+    counted = []
+    split = common.pieces
+    monkeypatch.setattr(common, "pieces", lambda *a: counted.append(parts := split(*a)) or parts)
     with torch.inference_mode():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    assert (len(seen) > 1) == (model.stages[0].blocks[0].mlp.conv is None)
+    assert any(len(parts) > 1 for parts in counted)
+    counted.clear()
     model.train()
-    seen.clear()
     with torch.no_grad():  # drop path is drawn for whole images
         model(x)
-    assert len(seen) == 1
+    assert not counted
+
+
+def test_hooks_see_whole_maps_in_inference(monkeypatch):
+    monkeypatch.setattr(common, "PIECE", 3000)
+    model = timm.create_model("dat_tiny", num_classes=5).eval()
+    seen = []
+    block = model.stages[0].blocks[1]
+    for module in (block.norm2, block.mlp.fc1, block.attn.qkv):
+        module.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], inputs[0].clone(), out.shape)))
+    with torch.no_grad():
+        model(torch.randn(3, 3, 70, 45))
+    assert [tuple(shape) for _, _, shape in seen] == [(3, 18, 12, 288), (3, 96, 18, 12), (3, 18, 12, 384)]
+    assert all(torch.equal(kept, copy) for kept, copy, _ in seen)

@@ -55,11 +55,15 @@ PIECE = 1 << 18
 is had once instead of fresh from the system for every block."""
 
 
-def in_pieces(x: Tensor) -> bool:
-    """Whether what is done token by token is done piece by piece: in eager inference on the CPU."""
+def in_pieces(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether what ``modules`` do token by token is done piece by piece: in eager inference on the CPU, unless a hook
+    watches one of them, who wants to see it whole."""
     if type(x) is not Tensor or x.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return not torch.compiler.is_compiling() and not is_tracing() and not is_transformed()
+    if torch.compiler.is_compiling() or is_tracing() or is_transformed():
+        return False
+    parts = [part for module in modules for part in module.modules()]
+    return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def pieces(x: Tensor, channels: int) -> Sequence[Tensor]:

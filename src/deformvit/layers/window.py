@@ -61,6 +61,8 @@ class WindowAttention(nn.Module):
         tokens = x.permute(0, 2, 3, 1)
         size, shift = window.fit(tokens, self.window_size, self.shift_size, self.swin)
         if not self.training and window.can_attend(x, self.bias_table, self.window_size):
+            if not common.in_pieces(x, self.qkv, self.proj):
+                return self._inference(tokens, size, shift)
             return torch.cat([self._inference(piece, size, shift) for piece in common.pieces(tokens, 3 * self.dim)])
         qkv = self.qkv(window.partition(tokens, size, shift))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

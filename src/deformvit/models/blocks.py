@@ -152,7 +152,7 @@ class Block(nn.Module):
         if self.local_perception is not None:
             x = x + self.local_perception(x)
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
-        if self.mlp.conv is None and not self.training and in_pieces(x):
+        if self.mlp.conv is None and in_pieces(x, self.norm2, self.mlp, self.scale2, self.drop_path):
             return token_by_token(self._mlp, x, self.mlp.fc1.out_features)
         return self._mlp(x)
 
