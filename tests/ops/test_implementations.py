@@ -336,3 +336,16 @@ def test_unknown_implementation_is_named():
     (q, k, v, pos, table), hw = inputs("one tile")
     with pytest.raises(ValueError, match="unknown impl 'cuda'; expected one of auto, reference, tiled, cpu, triton"):
         deform_attn(q, k, v, pos, table, query_hw=hw, impl="cuda")
+
+
+@pytest.mark.parametrize("impl", [name for name in OTHERS if name != "tiled"], indirect=True)
+def test_bfloat16_is_rounded_to_the_nearest_ties_to_even(impl):
+    """Queries of zeros weigh two keys alike: outputs are the means of neighbours, right between two bfloat16."""
+    low = (1 + torch.arange(64) / 128).bfloat16()
+    v = torch.stack([low, low + 1 / 128]).reshape(1, 1, 2, 64)
+    q, k, pos = torch.zeros(1, 1, 3, 64).bfloat16(), torch.randn(1, 1, 2, 64).bfloat16(), torch.zeros(1, 1, 2, 2)
+    out = deform_attn(q, k, v, pos, None, query_hw=(1, 3), impl=impl)
+    expected = v.float().mean(2).bfloat16()
+    assert (expected != low).any()
+    assert (expected == low).any()
+    assert torch.equal(out, expected[:, :, None].expand_as(out))
