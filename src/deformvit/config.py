@@ -26,28 +26,34 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """Images and how they are loaded."""
+class LoaderConfig:
+    """Images and how they are loaded: what every task has."""
 
     root: str = "sample"
     """A folder with train/ and val/ by class, a folder of train*.parquet and val*.parquet (or test*) files in the
     Hugging Face datasets' image format, or `sample` for the embedded Fashion-MNIST."""
-    img_size: int = 224
-    """Side of the square that the network sees."""
     batch_size: int = 128
     """Images per training step."""
-    eval_batch_size: int = 256
-    """Images per evaluation step."""
     workers: int = 1
     """Loader processes; 0 loads in the training process."""
-    resize: Literal["shorter", "square"] = "shorter"
-    """Evaluation resizes the shorter side, or both (the released code; it distorts) before the centre crop."""
-    crop_pct: float = 0.875
-    """Evaluation crops img_size from img_size / crop_pct."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, from 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels."""
+
+
+@dataclass
+class DataConfig(LoaderConfig):
+    """Labelled images and how they are loaded."""
+
+    img_size: int = 224
+    """Side of the square that the network sees."""
+    eval_batch_size: int = 256
+    """Images per evaluation step."""
+    resize: Literal["shorter", "square"] = "shorter"
+    """Evaluation resizes the shorter side, or both (the released code; it distorts) before the centre crop."""
+    crop_pct: float = 0.875
+    """Evaluation crops img_size from img_size / crop_pct."""
 
 
 @dataclass
@@ -76,18 +82,26 @@ class AugmentConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay, stepped every iteration; the defaults are the paper's."""
+    """AdamW with linear warm-up and decay, stepped every iteration; the defaults are the paper's on ImageNet."""
 
     lr: float = 1e-3
     """Peak learning rate at a batch of lr_batch images."""
     lr_batch: int = 1024
     """The rate is scaled by batch_size / lr_batch; 0 leaves it as it is."""
+    schedule: Literal["cosine", "steps", "poly"] = "cosine"
+    """After the warm-up: half a cosine; a tenth of the rate at each milestone; a polynomial down to min_lr."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which `steps` divides the rate by ten."""
+    power: float = 1.0
+    """Exponent of `poly`."""
     min_lr: float = 1e-7
-    """Rate at the end."""
+    """Rate at the end of `cosine` and `poly`."""
     warmup_lr: float = 1e-6
     """Rate at the start."""
     warmup_epochs: float = 20.0
     """Epochs of linear warm-up."""
+    warmup_steps: int = 0
+    """Optimiser steps of linear warm-up, instead of warmup_epochs."""
     weight_decay: float = 0.05
     """Not applied to norms, biases and position tables."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -102,6 +116,8 @@ class RunConfig:
 
     epochs: int = 300
     """Passes over the training images."""
+    steps: int = 0
+    """Optimiser steps of the whole run, instead of epochs; the last epoch ends early."""
     output: Path = Path("runs/default")
     """Folder of checkpoints and logs."""
     resume: bool = False
@@ -119,30 +135,195 @@ class RunConfig:
 
 
 @dataclass
-class Config:
-    """A training run."""
+class BaseConfig:
+    """What the engine reads of any run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: LoaderConfig = field(default_factory=LoaderConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        positive = {
-            "data.img_size": self.data.img_size, "data.batch_size": self.data.batch_size,
-            "data.eval_batch_size": self.data.eval_batch_size, "run.epochs": self.run.epochs,
-            "run.eval_every": self.run.eval_every, "data.crop_pct": self.data.crop_pct, "optim.lr": self.optim.lr,
-        }  # fmt: skip
-        for name, value in positive.items():
+        for name, value in self._positive().items():
             if not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
-        if self.data.workers < 0:
-            raise UserError(f"data.workers must not be negative, got {self.data.workers}")
+        for name, value in {"data.workers": self.data.workers, "run.steps": self.run.steps}.items():
+            if value < 0:
+                raise UserError(f"{name} must not be negative, got {value}")
+        if self.optim.schedule == "steps" and not self.optim.milestones:
+            raise UserError("optim.schedule steps needs optim.milestones, the epochs after which the rate falls")
+
+    def _positive(self) -> dict[str, float]:
+        return {
+            "data.batch_size": self.data.batch_size, "run.epochs": self.run.epochs,
+            "run.eval_every": self.run.eval_every, "optim.lr": self.optim.lr,
+        }  # fmt: skip
+
+
+@dataclass
+class Config(BaseConfig):
+    """A classification run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data.crop_pct > 1:
             raise UserError(f"data.crop_pct must be at most 1, got {self.data.crop_pct}")
 
+    def _positive(self) -> dict[str, float]:
+        data = self.data
+        return super()._positive() | {
+            "data.img_size": data.img_size, "data.eval_batch_size": data.eval_batch_size,
+            "data.crop_pct": data.crop_pct,
+        }  # fmt: skip
 
-def as_dict(config: Config) -> dict[str, Any]:
+
+@dataclass
+class DetectionDataConfig(LoaderConfig):
+    """Images with boxes and masks in COCO's format, of any size."""
+
+    root: str = "coco"
+    """A folder with train.json, val.json, train/ and val/, or COCO's own layout: annotations/instances_train2017.json,
+    train2017/ and so on."""
+    batch_size: int = 16
+    """Images per training step."""
+    min_size: tuple[int, ...] = (800,)
+    """Training resizes the shorter side to one of these, drawn anew for each image."""
+    max_size: int = 1333
+    """The longer side is never resized to more."""
+    eval_size: int = 800
+    """Shorter side in evaluation."""
+    crop: Literal["none", "branch", "square"] = "none"
+    """`branch`: for half of the images (DETR's, the 3x schedules) resize, crop, resize again; `square`: crop crop_size
+    from the resized image."""
+    crop_size: int = 0
+    """Side of the square crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip; for images without an up and down."""
+    color: bool = False
+    """Photometric distortion (SSD's)."""
+
+
+@dataclass
+class SegmentationDataConfig(LoaderConfig):
+    """Images with a class for every pixel, in ADE20K's layout."""
+
+    root: str = "ade20k"
+    """A folder with images/training, images/validation, annotations/training and annotations/validation (PNG), and
+    optionally classes.json, a list of names."""
+    batch_size: int = 16
+    """Images per training step."""
+    scale: tuple[int, int] = (512, 2048)
+    """Images are resized so that their shorter and longer sides fit into these."""
+    ratio_range: tuple[float, float] = (0.5, 2.0)
+    """Training draws a factor of the scale from this range."""
+    crop_size: int = 512
+    """Side of the random square crop in training."""
+    cat_max_ratio: float = 0.75
+    """A crop with more than this part of one class is drawn again, up to ten times."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    color: bool = True
+    """Photometric distortion (SSD's)."""
+    ignore_label: int = 255
+    """Pixels that count neither in training nor in evaluation."""
+    reduce_zero_label: bool = True
+    """Label 0 means "other" and is ignored, the others count from 1 (ADE20K)."""
+    eval_scales: tuple[float, ...] = (1.0,)
+    """Evaluation averages predictions at these multiples of the scale; multi-scale is 0.5 0.75 1.0 1.25 1.5 1.75."""
+    eval_flip: bool = False
+    """Evaluation averages predictions of the mirrored image too."""
+    window: int = 0
+    """Evaluation slides a window of this side over the image; 0 takes the whole image at once."""
+    window_stride: int = 0
+    """Step of the window; by default two thirds of its side."""
+
+
+@dataclass
+class DetectorConfig:
+    """What stands on the backbone of a detector; the defaults are the papers'."""
+
+    system: Literal["retinanet", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
+    """RetinaNet, Mask R-CNN or Cascade Mask R-CNN."""
+    stages: tuple[int, ...] = ()
+    """Backbone stages that feed the pyramid, counted from 1; by default 2-4 for RetinaNet and all for the others."""
+    channels: int = 256
+    """Channels of the feature pyramid."""
+    anchor_scale: float = 0.0
+    """Side of an anchor in cells of its level; by default 4 for RetinaNet, 8 for the others."""
+    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    """Two linear layers; or four convolutions and a linear layer (Cascade's in the paper)."""
+    class_agnostic: bool = True
+    """Cascade: one box for all classes instead of one for each; the paper's parameter counts are of the latter."""
+    box_channels: int = 1024
+    """Channels of the box head's linear layers."""
+    rois: int = 512
+    """Regions per image that the heads of Mask R-CNN train on, a quarter of them objects."""
+    rpn_rois: int = 256
+    """Anchors per image that the proposal network trains on."""
+    proposals: int = 1000
+    """Proposals per image after suppression."""
+    detections: int = 100
+    """Most objects per image."""
+    score_threshold: float = 0.05
+    """Weaker detections are dropped."""
+    nms_threshold: float = 0.5
+    """Of two boxes of a class that overlap more, the weaker is dropped."""
+
+
+@dataclass
+class DetectionConfig(BaseConfig):
+    """A detection run."""
+
+    data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
+    head: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def _positive(self) -> dict[str, float]:
+        data, head = self.data, self.head
+        return super()._positive() | {
+            "data.max_size": data.max_size, "data.eval_size": data.eval_size,
+            "data.min_size": min(data.min_size, default=0), "head.channels": head.channels, "head.rois": head.rois,
+            "head.detections": head.detections, "head.proposals": head.proposals, "head.rpn_rois": head.rpn_rois,
+            **({"data.crop_size": data.crop_size} if data.crop == "square" else {}),
+        }  # fmt: skip
+
+
+@dataclass
+class SegmenterConfig:
+    """What stands on the backbone of a segmentation network; the defaults are the papers'."""
+
+    system: Literal["semantic_fpn", "upernet"] = "upernet"
+    """Semantic FPN or UperNet."""
+    channels: int = 0
+    """Channels of the decoder: by default 512 for UperNet, 256 (and half of it in the head) for Semantic FPN."""
+    auxiliary: float = 0.4
+    """Weight of UperNet's auxiliary head on stage 3; 0 for none."""
+    dropout: float = 0.1
+    """Dropout of whole channels before the classifier."""
+
+
+@dataclass
+class SegmentationConfig(BaseConfig):
+    """A segmentation run."""
+
+    data: SegmentationDataConfig = field(default_factory=SegmentationDataConfig)
+    head: SegmenterConfig = field(default_factory=SegmenterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data.eval_scales or min(self.data.eval_scales) <= 0:
+            raise UserError(f"data.eval_scales must be positive, got {self.data.eval_scales}")
+        if not 0 < self.data.cat_max_ratio <= 1:
+            raise UserError(f"data.cat_max_ratio must be above 0 and at most 1, got {self.data.cat_max_ratio}")
+
+    def _positive(self) -> dict[str, float]:
+        return super()._positive() | {"data.crop_size": self.data.crop_size, "data.scale": min(self.data.scale)}
+
+
+def as_dict(config: BaseConfig) -> dict[str, Any]:
     """Plain, JSON-able values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -126,7 +126,7 @@ def test_killed_process_resumes(images, tmp_path):
     ]  # fmt: skip
 
     def command(output):
-        return [sys.executable, "-m", "deformvit.cli", *arguments, "--run.output", str(tmp_path / output)]
+        return [sys.executable, "-m", "deformvit", *arguments, "--run.output", str(tmp_path / output)]
 
     process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
@@ -175,7 +175,7 @@ def test_nonfinite_loss_stops_with_its_place(images, tmp_path):
 
     class Broken(Classification):
         def losses(self, model, batch, device):
-            return super().losses(model, batch, device) * float("nan")
+            return {name: loss * float("nan") for name, loss in super().losses(model, batch, device).items()}
 
     with pytest.raises(loop.NonFiniteLoss, match="nan at epoch 1, step 1 of 6"):
         loop.fit(Broken(config), config)
@@ -243,6 +243,57 @@ def test_schedule_is_the_papers(images, tmp_path):
     assert rate(200) == pytest.approx(0.5e-3)  # 20 epochs later the peak
     assert rate(1600) == pytest.approx(0.25e-3, rel=1e-3)  # half-way down the cosine
     assert rate(2999) == pytest.approx(0.5e-7, rel=0.2)
+
+
+def rates(config, steps_per_epoch):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.optim.lr)
+    schedule = build_schedule(optimizer, config, steps_per_epoch)
+
+    def rate(step):
+        schedule.step_update(step)
+        return optimizer.param_groups[0]["lr"]
+
+    return rate
+
+
+def test_schedule_with_milestones_is_the_detectors():
+    rate = rates(recipes.ALL["mask-rcnn-dat-tiny-1x"](), steps_per_epoch=100)
+    assert rate(0) == pytest.approx(1e-7)
+    assert rate(250) == pytest.approx(0.5e-4, rel=1e-2)  # 500 steps of warm-up
+    assert rate(500) == rate(799) == pytest.approx(1e-4)
+    assert rate(800) == rate(1099) == pytest.approx(1e-5)  # after 8 of 12 epochs
+    assert rate(1100) == rate(1199) == pytest.approx(1e-6)  # after 11
+
+
+def test_polynomial_schedule_is_the_segmenters():
+    rate = rates(recipes.ALL["semantic-fpn-dat-tiny"](), steps_per_epoch=1263)
+    assert rate(0) == pytest.approx(2e-4)
+    assert rate(20_000) == pytest.approx(2e-4 * 0.5**0.9, rel=1e-3)  # half-way through 40,000 steps
+    assert rate(39_999) < 1e-7
+    rate = rates(recipes.ALL["upernet-dat-tiny"](), steps_per_epoch=1263)
+    assert rate(750) == pytest.approx(3e-5, rel=1e-2)
+    assert rate(1500) == pytest.approx(6e-5)
+    assert rate(80_750) == pytest.approx(3e-5, rel=1e-3)  # half-way from the warm-up's end to 160,000
+
+
+def test_a_run_of_steps_ends_inside_an_epoch(images, tmp_path):
+    config = small(images, tmp_path / "run")
+    steps = Classification(config).steps_per_epoch()
+    config.run.steps = steps + 2
+    taken = []
+
+    class Counting(Classification):
+        def losses(self, model, batch, device):
+            taken.append(1)
+            return super().losses(model, batch, device)
+
+    loop.fit(Counting(config), config)
+    assert len(taken) == steps + 2
+    assert [line["epoch"] for line in read_metrics(config.run.output)] == [0, 1]
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

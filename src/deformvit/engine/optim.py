@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from deformvit.config import Config
+from deformvit.config import BaseConfig
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: BaseConfig) -> torch.optim.Optimizer:
     """AdamW whose weight decay spares norms, biases and what the model's ``no_weight_decay`` names."""
-    scale = config.data.batch_size / config.optim.lr_batch if config.optim.lr_batch else 1.0
     return create_optimizer_v2(
-        model, opt="adamw", lr=config.optim.lr * scale, weight_decay=config.optim.weight_decay, betas=config.optim.betas
-    )
+        model, opt="adamw", lr=config.optim.lr * _batch_scale(config), weight_decay=config.optim.weight_decay,
+        betas=config.optim.betas,
+    )  # fmt: skip
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up and cosine decay in optimiser steps; every rate scales with the batch like the peak."""
-    scale = config.data.batch_size / config.optim.lr_batch if config.optim.lr_batch else 1.0
-    total = config.run.epochs * steps_per_epoch
-    warmup = min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=total - warmup,
-        lr_min=config.optim.min_lr * scale,
-        warmup_t=warmup,
-        warmup_lr_init=config.optim.warmup_lr * scale,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+def total_steps(config: BaseConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of the whole run."""
+    return config.run.steps or config.run.epochs * steps_per_epoch
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: BaseConfig, steps_per_epoch: int) -> Scheduler:
+    """Linear warm-up, then what ``optim.schedule`` names, in optimiser steps; every rate scales with the batch."""
+    optim, scale = config.optim, _batch_scale(config)
+    total = total_steps(config, steps_per_epoch)
+    warmup = min(optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch), total - 1)
+    if optim.schedule == "steps":
+        # Milestones count from the start of the run, warm-up included; timm applies one a step early.
+        milestones = [epoch * steps_per_epoch + 1 for epoch in optim.milestones]
+        return MultiStepLRScheduler(
+            optimizer, decay_t=milestones, decay_rate=0.1, warmup_t=warmup, warmup_lr_init=optim.warmup_lr * scale,
+            warmup_prefix=False, t_in_epochs=False,
+        )  # fmt: skip
+    common = {
+        "t_initial": total - warmup, "lr_min": optim.min_lr * scale, "warmup_t": warmup,
+        "warmup_lr_init": optim.warmup_lr * scale, "warmup_prefix": True, "t_in_epochs": False,
+    }  # fmt: skip
+    if optim.schedule == "poly":
+        return PolyLRScheduler(optimizer, power=optim.power, **common)
+    return CosineLRScheduler(optimizer, **common)
+
+
+def _batch_scale(config: BaseConfig) -> float:
+    return config.data.batch_size / config.optim.lr_batch if config.optim.lr_batch else 1.0

@@ -113,12 +113,12 @@ class Classification:
             generator=generator, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Cross-entropy with smoothed or mixed labels."""
         images, labels = (t.to(device, non_blocking=True) for t in batch)
         if self.mixup:
             images, labels = self.mixup(images, labels)
-        return self.criterion(model(images).float(), labels)
+        return {"loss": self.criterion(model(images).float(), labels)}
 
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
         """top1 and top5 in percent and the mean cross-entropy, over all validation images."""
