@@ -42,6 +42,9 @@ class ModelInfo:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured with these weights."""
+    system: dict[str, Any] = field(default_factory=dict)
+    """Of a detector or segmentation network: its head, stages and inputs (:mod:`deformvit.systems`); ``name`` and
+    ``args`` are its backbone's. Empty for a classifier."""
 
     def build(self) -> nn.Module:
         """The model with fresh weights."""
@@ -115,6 +118,11 @@ def load(source: str) -> tuple[nn.Module, ModelInfo]:
     tensors, info = read(path)
     if info is None:
         raise ModelFileError(f"{path}: has no description of its model; convert it with `deformvit convert`")
+    if info.system:
+        kind = info.system.get("head", {}).get("system")
+        raise ModelFileError(
+            f"{path}: holds a {kind} on {info.name}, not a classifier; deformvit.systems.load reads it"
+        )
     try:
         model = info.build()
         model.load_state_dict(tensors)

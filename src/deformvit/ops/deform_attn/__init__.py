@@ -78,6 +78,8 @@ def _choose(
     q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: Sequence[int], dropout_p: float
 ) -> tuple[str, str]:
     # No sizes in the texts: to be written, they would have to be fixed under torch.compile.
+    if q.device.type == "meta":
+        return "reference", "on the meta device nothing is computed, and these are the operations to count"
     name, can_run = KERNELS.get(q.device.type, (None, None))
     if name is None or can_run is None:
         why = f"there are no kernels for the device {q.device.type}"

@@ -1,0 +1,174 @@
+"""Cascade Mask R-CNN's heads on torchvision's RoIHeads (Cai and Vasconcelos, https://arxiv.org/abs/1906.09756)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import generalized_box_iou_loss
+
+IOUS = (0.5, 0.6, 0.7)
+"""Overlap with an object from which a region of a stage counts as that object."""
+CODERS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+"""Weights of the box offsets of each stage: the better the boxes, the smaller what is left to correct."""
+WEIGHTS = (1.0, 0.5, 0.25)
+"""Of the losses of each stage."""
+BOX_WEIGHT = 10.0
+"""Of the generalised IoU loss against cross-entropy, as in the detection settings of Swin, which the paper follows."""
+
+
+class _Stage(nn.Module):
+    """Box head, regression (of ``boxes`` boxes) and mask head of one stage."""
+
+    def __init__(self, box_head: nn.Module, box_channels: int, mask_head: nn.Module, classes: int, boxes: int) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.classifier = nn.Linear(box_channels, classes)
+        self.regression = nn.Linear(box_channels, 4 * boxes)
+        self.mask_head = mask_head
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(regions, C, 7, 7) -> class logits and box offsets, in float32."""
+        features = self.box_head(features).flatten(1)
+        return self.classifier(features).float(), self.regression(features).float()
+
+    def masks(self, features: Tensor) -> Tensor:
+        """(regions, C, 14, 14) -> (regions, classes, 28, 28) logits in float32."""
+        return self.mask_head(features).float()
+
+
+class CascadeRoIHeads(RoIHeads):
+    """Three stages, each trained on the boxes that the one before it improved, at a higher overlap.
+
+    In evaluation boxes are the last stage's, class scores and masks the mean over stages.
+
+    Args:
+        box_head: makes the box head of a stage.
+        box_channels: what it gives.
+        mask_head: makes the mask head of a stage, logits included.
+        classes: with the background, which is 0.
+        class_agnostic: one box for all classes, instead of one for each of them.
+        common: further arguments of RoIHeads.
+    """
+
+    def __init__(
+        self,
+        box_head: Callable[[], nn.Module],
+        box_channels: int,
+        mask_head: Callable[[], nn.Module],
+        classes: int,
+        class_agnostic: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            box_head=None, box_predictor=None, fg_iou_thresh=IOUS[0], bg_iou_thresh=IOUS[0],
+            bbox_reg_weights=CODERS[0], **common,
+        )  # fmt: skip
+        self.classes = classes
+        self.class_agnostic = class_agnostic
+        boxes = 1 if class_agnostic else classes - 1
+        stages = [_Stage(box_head(), box_channels, mask_head(), classes, boxes) for _ in IOUS]
+        self.stages = nn.ModuleList(stages)
+        self.coders = [BoxCoder(weights) for weights in CODERS]
+        self.matchers = [Matcher(iou, iou, allow_low_quality_matches=False) for iou in IOUS]
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's: detections and losses, of which training has the latter and evaluation the former."""
+        if self.training:
+            assert targets is not None
+            return [], self._losses(features, proposals, image_shapes, targets)
+        return self._detect(features, proposals, image_shapes), {}
+
+    def _losses(
+        self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        losses: dict[str, Tensor] = {}
+        for number, (stage, coder, matcher, weight) in enumerate(
+            zip(self._stages(), self.coders, self.matchers, WEIGHTS, strict=True), 1
+        ):
+            self.proposal_matcher = matcher
+            boxes, matched, labels, _ = self.select_training_samples(boxes, targets)
+            logits, offsets = stage(self.box_roi_pool(features, boxes, shapes))
+            every = torch.cat(labels)
+            objects = every > 0
+            # Objects learn the box of their class, the others go on with that of the strongest.
+            best = torch.where(objects, every - 1, logits[:, 1:].argmax(1))
+            decoded = self._of_class(coder.decode(offsets, boxes), best)
+            truth = torch.cat(
+                [
+                    t["boxes"][index] if len(t["boxes"]) else b.new_zeros(len(index), 4)
+                    for t, index, b in zip(targets, matched, boxes, strict=True)
+                ]
+            )
+            overlap = generalized_box_iou_loss(decoded[objects], truth[objects].to(decoded), reduction="sum")
+            losses[f"loss_classifier_{number}"] = weight * F.cross_entropy(logits, every)
+            losses[f"loss_box_reg_{number}"] = weight * BOX_WEIGHT * overlap / max(len(every), 1)
+
+            positive = [torch.where(image > 0)[0] for image in labels]
+            regions = [b[index] for b, index in zip(boxes, positive, strict=True)]
+            masks = stage.masks(self.mask_roi_pool(features, regions, shapes))
+            losses[f"loss_mask_{number}"] = weight * maskrcnn_loss(
+                masks, regions, [t["masks"] for t in targets], [t["labels"] for t in targets],
+                [m[index] for m, index in zip(matched, positive, strict=True)],
+            )  # fmt: skip
+            boxes = self._refined(decoded.detach(), [len(b) for b in boxes], shapes)
+        return losses
+
+    def _stages(self) -> list[_Stage]:
+        return [stage for stage in self.stages if isinstance(stage, _Stage)]
+
+    def _of_class(self, boxes: Tensor, labels: Tensor) -> Tensor:
+        """(regions, boxes, 4) and classes without the background -> (regions, 4)."""
+        if self.class_agnostic or len(boxes) == 0:
+            return boxes.reshape(-1, boxes.shape[1], 4)[:, 0] if len(boxes) else boxes.reshape(-1, 4)[:0]
+        return boxes[torch.arange(len(boxes), device=boxes.device), labels]
+
+    def _refined(self, decoded: Tensor, counts: list[int], shapes: list[tuple[int, int]]) -> list[Tensor]:
+        """Boxes of the next stage: inside the image, and not vanished."""
+        refined = []
+        for boxes, shape in zip(decoded.split(counts), shapes, strict=True):
+            clipped = box_ops.clip_boxes_to_image(boxes, shape)
+            refined.append(clipped[box_ops.remove_small_boxes(clipped, 1e-2)])
+        return refined
+
+    def _detect(
+        self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        counts = [len(b) for b in boxes]
+        scores = torch.zeros(sum(counts), self.classes, device=boxes[0].device)
+        for stage, coder in zip(self._stages(), self.coders, strict=True):
+            logits, offsets = stage(self.box_roi_pool(features, boxes, shapes))
+            scores = scores + logits.softmax(-1) / len(self.stages)
+            origin = boxes
+            decoded = self._of_class(coder.decode(offsets, boxes), logits[:, 1:].argmax(1)).split(counts)
+            boxes = [box_ops.clip_boxes_to_image(b, shape) for b, shape in zip(decoded, shapes, strict=True)]
+        # torchvision's selection takes logits and offsets of every class, the background's unused.
+        if self.class_agnostic:
+            offsets = offsets.repeat(1, self.classes)
+        else:
+            offsets = torch.cat([offsets.new_zeros(len(offsets), 4), offsets], 1)
+        self.box_coder = self.coders[-1]
+        chosen = self.postprocess_detections(scores.log(), offsets, origin, shapes)
+        results = [
+            {"boxes": b, "labels": label, "scores": s} for b, s, label in zip(*chosen, strict=True)
+        ]  # fmt: skip
+        labels = torch.cat([r["labels"] for r in results])
+        pooled = self.mask_roi_pool(features, [r["boxes"] for r in results], shapes)
+        rows = torch.arange(len(labels), device=labels.device)
+        masks = torch.stack([s.masks(pooled)[rows, labels].sigmoid() for s in self._stages()]).mean(0)
+        for result, part in zip(results, masks[:, None].split([len(r["boxes"]) for r in results]), strict=True):
+            result["masks"] = part
+        return results

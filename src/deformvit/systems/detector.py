@@ -1,0 +1,226 @@
+"""Detectors: RetinaNet, Mask R-CNN and Cascade Mask R-CNN from torchvision's parts, on images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.transforms.v2 import functional as images_v2
+
+from deformvit.config import DetectorConfig
+from deformvit.errors import UserError
+from deformvit.sizes import fit
+from deformvit.systems.backbone import Backbone
+from deformvit.systems.cascade import CascadeRoIHeads
+from deformvit.systems.pyramid import RATIOS, Anchors, Pyramid, roi_pool
+
+Target = dict[str, Tensor]
+DEFAULT_STAGES = {"retinanet": (2, 3, 4), "mask_rcnn": (1, 2, 3, 4), "cascade_mask_rcnn": (1, 2, 3, 4)}
+
+
+class Detector(nn.Module):
+    """A detection network that takes images as they are.
+
+    In training images come resized and augmented by the loader; in evaluation they are resized here and detections are
+    returned in pixels of what was given. Images are never padded: those of one size are computed together, others after
+    one another, so that nothing of a larger neighbour in the batch reaches an image.
+
+    Args:
+        backbone: gives the maps.
+        config: the system and its heads.
+        num_classes: kinds of objects, without background.
+        mean: of the RGB channels, from 0 to 1.
+        std: of the RGB channels.
+        eval_size: shorter side in evaluation.
+        max_size: longest side in evaluation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: DetectorConfig,
+        num_classes: int,
+        *,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        eval_size: int = 800,
+        max_size: int = 1333,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise UserError(f"a detector needs at least one class, got {num_classes}")
+        self.config, self.num_classes = config, num_classes
+        self.eval_size, self.max_size = eval_size, max_size
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        build = _retinanet if config.system == "retinanet" else _rcnn
+        self.network: nn.Module = build(backbone, config, num_classes)
+        self.first_label = 0 if config.system == "retinanet" else 1
+        """The label of the first class; R-CNNs count the background as 0."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """What the pyramid stands on."""
+        body = self.network.get_submodule("backbone.body")
+        assert isinstance(body, Backbone)
+        return body
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether objects come with masks."""
+        return self.config.system != "retinanet"
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) that an image is resized to in evaluation."""
+        return fit((height, width), (self.eval_size, self.max_size))
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: (3, H, W) each, RGB from 0 to 1, of any sizes.
+            targets: in training, of each image ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels, ``labels`` (n) from 0
+                and, for R-CNNs, ``masks`` (n, H, W).
+
+        Returns:
+            In training scalar losses by name. In evaluation for each image ``boxes`` (n, 4) in its pixels, ``scores``
+            (n), ``labels`` (n) from 0 and, for R-CNNs, ``masks`` (n, H, W) bool; strongest first.
+
+        Raises:
+            ValueError: training without targets, or images that are no (3, H, W).
+        """
+        for image in images:
+            if image.dim() != 3 or image.shape[0] != 3 or min(image.shape) < 1:
+                raise ValueError(f"images must be (3, H, W), got {tuple(image.shape)}")
+        if self.training:
+            if targets is None or len(targets) != len(images):
+                raise ValueError(f"training needs a target for each of {len(images)} images")
+            return self._losses(images, targets)
+        return self._detect(images)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for members in _by_size(images):
+            batch = [(images[i] - self.mean) / self.std for i in members]
+            shifted = [{**targets[i], "labels": targets[i]["labels"] + self.first_label} for i in members]
+            for name, loss in self.network(batch, shifted).items():
+                part = loss * (len(members) / len(images))
+                total[name] = total[name] + part if name in total else part
+        return total
+
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        resized = [
+            (images_v2.resize(image, list(self.input_size(*size)), antialias=True) - self.mean) / self.std
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        found: dict[int, dict[str, Tensor]] = {}
+        for members in _by_size(resized):
+            for i, result in zip(members, self.network([resized[i] for i in members]), strict=True):
+                found[i] = self._to_image(result, (resized[i].shape[1], resized[i].shape[2]), sizes[i])
+        return [found[i] for i in range(len(images))]
+
+    def _to_image(self, result: dict[str, Tensor], size: tuple[int, int], image: tuple[int, int]) -> dict[str, Tensor]:
+        """Detections in a resized image -> in the image that was given."""
+        (height, width), (rows, cols) = size, image
+        boxes = result["boxes"].float()
+        boxes = boxes * boxes.new_tensor([cols / width, rows / height] * 2)
+        found = {"boxes": boxes, "scores": result["scores"], "labels": result["labels"] - self.first_label}
+        if "masks" in result:
+            pasted = [torch.zeros(0, rows, cols, dtype=torch.bool, device=boxes.device)]
+            for start in range(0, len(boxes), 16):  # floats of all masks at once are gigabytes for large images
+                part = slice(start, start + 16)
+                pasted.append(paste_masks_in_image(result["masks"][part].float(), boxes[part], image)[:, 0] >= 0.5)
+            found["masks"] = torch.cat(pasted)
+        return found
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters, besides norms and biases, that are not decayed."""
+        return {f"network.backbone.body.{name}" for name in self.backbone.no_weight_decay()}
+
+
+class _Ready(nn.Module):
+    """In the place of torchvision's preparation: images of one size, normalised already, are stacked."""
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> tuple[ImageList, list[Target] | None]:
+        return ImageList(torch.stack(images), [(image.shape[1], image.shape[2]) for image in images]), targets
+
+    def postprocess(self, result: Any, *_sizes: Any) -> Any:
+        return result
+
+
+def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(i)
+    return list(groups.values())
+
+
+def _retinanet(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Module:
+    """Focal loss on anchors of three sizes and ratios (mmdetection's and torchvision's settings agree)."""
+    pyramid = Pyramid(backbone, config.channels, "convolutions")
+    anchors = Anchors(pyramid.strides, config.anchor_scale or 4.0, octaves=3)
+    network = RetinaNet(
+        pyramid, num_classes, anchor_generator=anchors, score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold, detections_per_img=config.detections,
+    )  # fmt: skip
+    network.transform = _Ready()
+    return network
+
+
+def _box_head(config: DetectorConfig) -> nn.Module:
+    channels = config.channels
+    if config.box_head == "2fc":
+        return TwoMLPHead(channels * 7 * 7, config.box_channels)
+    return FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [config.box_channels], norm_layer=nn.BatchNorm2d)
+
+
+def _mask_head(config: DetectorConfig, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    channels = config.channels
+    return MaskRCNNHeads(channels, [channels] * 4, 1), MaskRCNNPredictor(channels, channels, num_classes)
+
+
+def _rcnn(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Module:
+    """Mask R-CNN, or its cascade; class 0 is the background."""
+    pyramid = Pyramid(backbone, config.channels, "pool")
+    anchors = Anchors(pyramid.strides, config.anchor_scale or 8.0)
+    rpn = RegionProposalNetwork(
+        anchors, RPNHead(config.channels, len(RATIOS)),
+        fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=config.rpn_rois, positive_fraction=0.5,
+        pre_nms_top_n={"training": 2 * config.proposals, "testing": config.proposals},
+        post_nms_top_n={"training": config.proposals, "testing": config.proposals}, nms_thresh=0.7,
+    )  # fmt: skip
+    classes = num_classes + 1
+    common: dict[str, Any] = {
+        "batch_size_per_image": config.rois, "positive_fraction": 0.25,
+        "score_thresh": config.score_threshold, "nms_thresh": config.nms_threshold,
+        "detections_per_img": config.detections,
+        "box_roi_pool": roi_pool(backbone.strides, 7), "mask_roi_pool": roi_pool(backbone.strides, 14),
+    }  # fmt: skip
+    if config.system == "mask_rcnn":
+        mask_head, mask_predictor = _mask_head(config, classes)
+        heads: RoIHeads = RoIHeads(
+            box_head=_box_head(config), box_predictor=FastRCNNPredictor(config.box_channels, classes),
+            fg_iou_thresh=0.5, bg_iou_thresh=0.5, bbox_reg_weights=None, mask_head=mask_head,
+            mask_predictor=mask_predictor, **common,
+        )  # fmt: skip
+    else:
+        heads = CascadeRoIHeads(
+            lambda: _box_head(config), config.box_channels, lambda: nn.Sequential(*_mask_head(config, classes)),
+            classes, config.class_agnostic, **common,
+        )  # fmt: skip
+    return GeneralizedRCNN(pyramid, rpn, heads, _Ready())

@@ -1,0 +1,210 @@
+"""RetinaNet, Mask R-CNN and Cascade Mask R-CNN: any sizes, empty images, nothing leaks, and they learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
+
+from deformvit import UserError
+from deformvit.systems.cascade import CascadeRoIHeads
+from deformvit.systems.pyramid import Anchors, roi_pool
+
+SYSTEMS = ["retinanet", "mask_rcnn", "cascade_mask_rcnn"]
+
+
+def nothing(height: int, width: int) -> dict[str, torch.Tensor]:
+    """The target of an image without objects."""
+    masks = torch.zeros(0, height, width, dtype=torch.uint8)
+    return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "masks": masks}
+
+
+def confident(detector):
+    """Untrained RetinaNets find nothing, as their scores start at 0.01, all much alike."""
+    if detector.config.system == "retinanet":
+        detector.network.score_thresh = 0.0
+        torch.nn.init.normal_(detector.network.head.classification_head.cls_logits.weight, std=0.5)
+    return detector.eval()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_nothing_leaks_between_images_of_a_batch(make_detector, system):
+    detector = confident(make_detector(system))
+    small, large = torch.rand(3, 41, 67), torch.rand(3, 97, 80)
+    with torch.inference_mode():
+        together = detector([small, large, small.flip(2)])
+        alone = [detector([image])[0] for image in (small, large, small.flip(2))]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one["boxes"]) > 0
+        torch.testing.assert_close(one["scores"], other["scores"], atol=1e-4, rtol=1e-4)
+        apart = torch.cdist(
+            one["boxes"].double(), other["boxes"].double()
+        )  # detections of equal scores may change places
+        assert max(apart.amin(0).max(), apart.amin(1).max()) < 1e-2
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_detections_are_of_the_image_and_repeat(make_detector, system):
+    detector = confident(make_detector(system, eval_size=48))
+    image = torch.rand(3, 90, 130)
+    with torch.inference_mode():
+        found, again = detector([image])[0], detector([image])[0]
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    boxes = found["boxes"]
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= 130 + 1e-3
+    assert boxes[:, 3].max() <= 90 + 1e-3
+    assert boxes[:, 2].max() > 90  # coordinates are not those of the image resized to 48 x 69
+    assert found["labels"].min() >= 0
+    assert found["labels"].max() <= 1
+    assert (found["scores"].diff() <= 0).all()
+    assert ("masks" in found) == (system != "retinanet")
+    if "masks" in found:
+        assert found["masks"].shape == (len(boxes), 90, 130)
+        assert found["masks"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", ["dat_nano", "swin_tiny_patch4_window7_224"])
+def test_training_with_and_without_objects(make_detector, scene, system, name):
+    head = {"box_head": "4conv1fc"} if system == "cascade_mask_rcnn" else {}
+    detector = make_detector(system, name=name, **head)
+    image, target = scene
+    losses = detector([image, torch.rand(3, 50, 71)], [target, nothing(50, 71)])
+    assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+    empty = detector([torch.rand(3, 50, 71)], [nothing(50, 71)])
+    assert all(torch.isfinite(loss) for loss in empty.values())
+
+
+def test_losses_are_the_mean_over_images(make_detector, scene):
+    detector = make_detector("retinanet")
+    image, target = scene
+    other = torch.rand(3, 50, 71)
+    both = detector([image, other], [target, nothing(50, 71)])
+    one, two = detector([image], [target]), detector([other], [nothing(50, 71)])
+    for name in both:
+        torch.testing.assert_close(both[name], (one[name] + two[name]) / 2)
+
+
+def test_boxes_and_masks_return_to_the_image(make_detector):
+    detector = make_detector("mask_rcnn")
+    result = {
+        "boxes": torch.tensor([[4.0, 6.0, 12.0, 10.0]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([2]),
+        "masks": torch.ones(1, 1, 28, 28),
+    }  # fmt: skip
+    found = detector._to_image(result, (20, 30), (40, 90))  # twice as high, three times as wide
+    assert found["boxes"].tolist() == [[12, 12, 36, 20]]
+    assert found["labels"].tolist() == [1]
+    rows, columns = torch.where(found["masks"][0])
+    assert (rows.min().item(), rows.max().item()) == (pytest.approx(12, abs=1), pytest.approx(20, abs=1))
+    assert (columns.min().item(), columns.max().item()) == (pytest.approx(12, abs=1), pytest.approx(36, abs=1))
+
+
+def test_anchors_lie_at_the_true_strides():
+    """torchvision divides 37 rows by 3 cells and gets 12 pixels where a cell has 16."""
+    maps = [torch.zeros(1, 8, 10, 13), torch.zeros(1, 8, 5, 7), torch.zeros(1, 8, 3, 4)]
+    anchors = Anchors([4, 8, 16], scale=4.0)(ImageList(torch.zeros(2, 3, 37, 50), [(37, 50)] * 2), maps)
+    assert len(anchors) == 2
+    assert torch.equal(anchors[0], anchors[1])
+    centres = (anchors[0][:, :2] + anchors[0][:, 2:]) / 2
+    last = centres[-3 * 12 :].view(3, 4, 3, 2)  # rows, columns, ratios, (x, y)
+    assert last[2, 3, 1].tolist() == [48, 32]
+    sides = (anchors[0][:, 2:] - anchors[0][:, :2])[:: 3 * 130]
+    assert sides[0].prod().item() == pytest.approx(16**2, rel=0.1)
+
+
+def test_regions_are_pooled_at_the_true_scale():
+    """torchvision guesses a scale of 1 / 8 for a map of 3 rows of an image of 33, whose stride is 16."""
+    pool = roi_pool([4, 8, 16], 1)
+    columns = torch.arange(9.0).expand(1, 1, 9, 9)
+    maps = {"0": columns, "1": torch.zeros(1, 1, 5, 5), "2": torch.zeros(1, 1, 3, 3)}
+    pooled = pool(maps, [torch.tensor([[16.0, 0.0, 28.0, 33.0]])], [(33, 33)])
+    assert pooled.item() == pytest.approx(5.5 - 0.5, abs=0.51)  # x = 22, in cells of four pixels
+    assert pool.scales == [1 / 4, 1 / 8, 1 / 16]
+    levels = pool.map_levels([torch.tensor([[0.0, 0.0, side, side]]) for side in (20.0, 130.0, 230.0)])
+    assert levels.tolist() == [0, 1, 2]
+
+
+def test_cascade_boxes_for_each_class(make_detector, scene):
+    image, target = scene
+    agnostic = make_detector("cascade_mask_rcnn", classes=5)
+    specific = make_detector("cascade_mask_rcnn", classes=5, class_agnostic=False)
+    count = [sum(p.numel() for p in model.parameters()) for model in (agnostic, specific)]
+    assert count[1] - count[0] == 3 * (64 + 1) * 4 * (5 - 1)
+    sum(specific([image], [target]).values()).backward()
+    with torch.inference_mode():
+        found = confident(specific)([image])[0]
+    assert len(found["boxes"]) > 0
+
+
+def test_cascade_selects_last_boxes_and_mean_scores():
+    """Boxes come from the last stage, scores are the mean of all: seen with stages that give known values."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, logit, shift):
+            super().__init__()
+            self.logit, self.shift = logit, shift
+
+        def forward(self, features):
+            n = len(features)
+            return torch.tensor([[0.0, self.logit]]).expand(n, 2), torch.tensor([[self.shift, 0.0, 0.0, 0.0]]).expand(
+                n, 4
+            )
+
+        def masks(self, features):
+            return torch.zeros(len(features), 2, 28, 28)
+
+    heads = CascadeRoIHeads(
+        torch.nn.Identity, 4, torch.nn.Identity, 2, batch_size_per_image=8, positive_fraction=0.25, score_thresh=0.05,
+        nms_thresh=0.5, detections_per_img=10, box_roi_pool=roi_pool([4], 7), mask_roi_pool=roi_pool([4], 14),
+    ).eval()  # fmt: skip
+    fixed = [Fixed(0.0, 1.0), Fixed(2.0, 2.0), Fixed(4.0, 3.0)]  # offsets in units of 1/10, 1/20, 1/30 of the width
+    heads._stages = lambda: fixed
+    (result,), _ = heads({"0": torch.zeros(1, 4, 50, 50)}, [torch.tensor([[10.0, 20.0, 50.0, 60.0]])], [(200, 200)])
+    assert result["boxes"][0].tolist() == pytest.approx([22.0, 20.0, 62.0, 60.0], abs=1e-4)  # 40 * 0.1 three times
+    expected = torch.tensor([0.0, 2.0, 4.0]).sigmoid().mean().item()
+    assert result["scores"].item() == pytest.approx(expected, abs=1e-5)
+    assert result["masks"].mean().item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_one_image_is_learned(make_detector, scene, system):
+    detector = make_detector(system)
+    image, target = scene
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    steps = 240 if system == "retinanet" else 120
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    detector.train()
+    for _ in range(steps):
+        loss = sum(detector([image], [target]).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    detector.eval()
+    with torch.inference_mode():
+        found = detector([image])[0]
+    strong = torch.arange(3)
+    assert found["scores"][strong].min() > 0.5
+    overlap = box_iou(target["boxes"], found["boxes"][strong])
+    assert overlap.amax(1).min() > 0.75
+    assert found["labels"][strong][overlap.argmax(1)].tolist() == [0, 1, 0]
+    if detector.has_masks:
+        masks = found["masks"][strong][overlap.argmax(1)]
+        truth = target["masks"].bool()
+        assert ((masks & truth).flatten(1).sum(1) / (masks | truth).flatten(1).sum(1)).min() > 0.75
+
+
+def test_what_does_not_fit_is_told(make_detector, scene):
+    detector = make_detector("mask_rcnn")
+    with pytest.raises(ValueError, match=r"images must be \(3, H, W\), got \(1, 64, 96\)"):
+        detector([torch.rand(1, 64, 96)])
+    with pytest.raises(ValueError, match="training needs a target for each of 1 images"):
+        detector([scene[0]])
+    with pytest.raises(UserError, match="at least one class, got 0"):
+        make_detector("mask_rcnn", classes=0)
