@@ -212,7 +212,7 @@ def test_empty_folder_is_told(tmp_path, capsys):
 @pytest.mark.parametrize("command", [[], ["train"], ["train", "demo"], ["eval"], ["predict"], ["figure"], ["convert"]])
 def test_help(command):
     shown = subprocess.run(
-        [sys.executable, "-m", "deformvit.cli", *command, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "deformvit", *command, "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert "usage: deformvit" in shown
     if command == ["train", "demo"]:

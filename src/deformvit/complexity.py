@@ -32,8 +32,9 @@ class Complexity:
     """Multiply-adds of bilinear sampling: of features, and of position tables at displacements."""
     norms: int
     """Operations of LayerNorms."""
-    activations: int
-    """Bytes that the backward pass needs of a forward pass in float32, attention matrices and biases materialised."""
+    activations: int | None
+    """Bytes that the backward pass needs of a forward pass in float32, attention matrices and biases
+    materialised; None if they were not asked for."""
 
     @property
     def multiply_adds(self) -> int:
@@ -64,12 +65,13 @@ def _single_query_tiles() -> Iterator[None]:
         neighborhood.TILE = before
 
 
-def measure(build: Callable[[], nn.Module], size: tuple[int, int, int]) -> Complexity:
+def measure(build: Callable[[], nn.Module], size: tuple[int, int, int], activations: bool = True) -> Complexity:
     """Count the cost of one image.
 
     Args:
         build: makes the model; called on torch's meta device where it can be, so that nothing is allocated or computed.
         size: (channels, H, W) of the image.
+        activations: count what training keeps too.
     """
     try:
         with torch.device("meta"):
@@ -95,7 +97,7 @@ def measure(build: Callable[[], nn.Module], size: tuple[int, int, int]) -> Compl
         products=(sum(counts.values()) - sampling - norms) // 2,
         sampling=sampling // 2,
         norms=norms // 2,
-        activations=_saved_bytes(model, image),
+        activations=_saved_bytes(model, image) if activations else None,
     )
 
 

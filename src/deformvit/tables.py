@@ -13,9 +13,11 @@ from typing import Any
 
 import timm
 
+from deformvit import dense_tables
 from deformvit.complexity import Complexity, measure
 from deformvit.errors import UserError
 from deformvit.recipes.ablations import TABLES, Row
+from deformvit.recipes.published import DENSE_TABLES
 
 HEADER = (
     "configuration", "params M", "published", "mult-adds G", "published", "activations MiB", "top-1 published",
@@ -49,8 +51,14 @@ def render(number: str, runs: Path | None = None, configurations: bool = False) 
     Raises:
         UserError: an unknown table.
     """
+    if number in DENSE_TABLES:
+        dense = DENSE_TABLES[number]
+        text = ["", *(f"deformvit train {row.recipe}" for row in dense.rows if row.recipe)] if configurations else []
+        note = "Published accuracies; of recorded runs the measured ones, with the published in brackets."
+        lines = [f"## {dense.title}", "", *_aligned(dense_tables.rows(number, runs)), "", f"{note} {dense.note}", *text]
+        return "\n".join(lines)
     if number not in TABLES:
-        raise UserError(f"no table {number!r}; there are {', '.join(TABLES)}")
+        raise UserError(f"no table {number!r}; there are {', '.join([*DENSE_TABLES, *TABLES])}")
     table = TABLES[number]
     recorded = _recorded(runs) if runs is not None else []
     body, notes = [], []
@@ -66,7 +74,7 @@ def render(number: str, runs: Path | None = None, configurations: bool = False) 
                 mark = f" [{notes.index(row.note) + 1}]"
             cells[0] += mark
             cells[1], cells[3] = f"{millions:.2f}", f"{billions:.2f}"
-            cells[5] = f"{measured.activations / 2**20:.1f}"
+            cells[5] = f"{(measured.activations or 0) / 2**20:.1f}"
         body.append([cell or "-" for cell in cells])
     lines = [f"## {table.title}", "", *_aligned([list(HEADER), *body])]
     if table.note:

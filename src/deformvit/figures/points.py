@@ -32,9 +32,10 @@ def points(image: Tensor, layers: Sequence[LayerPoints], index: int = 0, title: 
     if not layers:
         raise UserError("no deformable layers were recorded; the model has none that move points")
     rows, cols = len(layers), max(layer.deformed.shape[1] for layer in layers)
-    figure = Figure(figsize=(3.0 * cols + 0.3, 3.0 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, cols, squeeze=False)
     height, width = image.shape[-2:]
+    panel = 3.0 * min(max(height / width, 0.4), 2.5)
+    figure = Figure(figsize=(3.0 * cols + 0.3, panel * rows + 0.7 + 0.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, cols, squeeze=False)
     margin = _margin([layer.pixels(layer.deformed[index], (height, width)) for layer in layers], (height, width))
     picture = image.permute(1, 2, 0).clamp(0, 1).float().cpu().numpy()
     for row, layer in enumerate(layers):
@@ -54,7 +55,7 @@ def points(image: Tensor, layers: Sequence[LayerPoints], index: int = 0, title: 
 
 def _label(name: str) -> str:
     """A layer's path in words, if it is one of our models'."""
-    found = re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.attn", name)
+    found = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", name)
     return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else name
 
 
@@ -71,13 +72,16 @@ def _panel(axis: Axes, picture: np.ndarray, layer: LayerPoints, index: int, grou
     deformed = layer.pixels(layer.deformed[index, group].cpu(), (height, width)).reshape(-1, 2).numpy()
     move = deformed - reference
     colour = COLOURS[group % len(COLOURS)]
-    size = float(np.clip(700 / len(reference), 12, 60))
+    size = float(np.clip(700 / len(reference), 4, 60))
+    fine = min(1.0, (size / 12) ** 0.5)  # thinner lines where a large map has thousands of points
     axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest", alpha=0.9)
     axis.quiver(
         reference[:, 1], reference[:, 0], move[:, 1], move[:, 0], angles="xy", scale_units="xy", scale=1, color="white",
-        edgecolor="black", linewidth=0.3, width=0.007, headwidth=3.5, minlength=0,
+        edgecolor="black", linewidth=0.3 * fine, width=0.007 * fine, headwidth=3.5, minlength=0,
     )  # fmt: skip
-    axis.scatter(reference[:, 1], reference[:, 0], s=size * 0.4, facecolor="white", edgecolor="black", linewidth=0.4)
-    axis.scatter(deformed[:, 1], deformed[:, 0], s=size, facecolor=colour, edgecolor="black", linewidth=0.5)
+    axis.scatter(
+        reference[:, 1], reference[:, 0], s=size * 0.4, facecolor="white", edgecolor="black", linewidth=0.4 * fine
+    )
+    axis.scatter(deformed[:, 1], deformed[:, 0], s=size, facecolor=colour, edgecolor="black", linewidth=0.5 * fine)
     axis.set_xlim(-margin * width, (1 + margin) * width)
     axis.set_ylim((1 + margin) * height, -margin * height)

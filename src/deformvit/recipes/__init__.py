@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deformvit.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from deformvit.config import AugmentConfig, BaseConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from deformvit.recipes import dense
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -83,10 +84,12 @@ def folder() -> Config:
     return config
 
 
-ALL: dict[str, Callable[[], Config]] = {
-    recipe.__name__.replace("_", "-"): recipe
-    for recipe in (
-        demo, dat_nano_cifar10, folder, dat_tiny_imagenet, dat_small_imagenet, dat_base_imagenet, dat_base_384_finetune,
-    )
-}  # fmt: skip
+_RECIPES: tuple[Callable[[], BaseConfig], ...] = (
+    demo, dat_nano_cifar10, folder, dat_tiny_imagenet, dat_small_imagenet, dat_base_imagenet, dat_base_384_finetune,
+)  # fmt: skip
+
+ALL: dict[str, Callable[[], BaseConfig]] = {
+    **{recipe.__name__.replace("_", "-"): recipe for recipe in _RECIPES},
+    **dense.ALL,
+}
 """Recipes by their names on the command line."""

@@ -1,0 +1,103 @@
+"""What the commands share: images as users name them, and what is printed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deformvit.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from deformvit.models.files import ModelInfo
+
+DEFAULT_MODEL = "dat_nano.cifar10"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+def image_files(images: list[Path]) -> list[Path]:
+    """Files and what is in folders, in the order given."""
+    paths: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"{path}: no images in this folder")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return paths
+
+
+def sources(images: list[Path]) -> list[tuple[str, Any]]:
+    """Names, and paths or decoded images, in the order given."""
+    if images == [Path("photo")] and not images[0].exists():
+        from deformvit.data.datasets import SAMPLES
+
+        return [("cat.jpg", SAMPLES / "cat.jpg")]
+    if images == [Path("sample")] and not images[0].exists():
+        from deformvit.data import open_split
+
+        split = open_split("sample", "val")
+        return [(f"sample{i}", split[i][0]) for i in range(8)]
+    return [(str(path), path) for path in image_files(images)]
+
+
+def need_classes(model: str, info: ModelInfo) -> None:
+    """Refuse a backbone without a classifier."""
+    if not info.classes:
+        raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
+
+
+def opened(source: Any) -> Image.Image:
+    """A path or a decoded image -> RGB."""
+    from deformvit.data.datasets import decode
+
+    return decode(source, str(source)) if isinstance(source, Path) else source
+
+
+def prepare(source: Any, info: ModelInfo) -> Tensor:
+    """What a classifier sees of an image: normalised, (3, img_size, img_size)."""
+    from deformvit.data import eval_transform
+
+    return eval_transform(info.img_size, info.crop_pct, info.resize, info.mean, info.std)(opened(source))
+
+
+def pixels(source: Any) -> Tensor:
+    """What detectors and segmentation networks are given: (3, H, W), RGB from 0 to 1."""
+    from torchvision.transforms.v2 import functional as images_v2
+
+    return images_v2.to_dtype(images_v2.pil_to_tensor(opened(source)), scale=True)
+
+
+def names_for(paths: list[str]) -> list[str]:
+    """Names of the files to write for images, made different where two folders hold the same name."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name = Path(path).stem
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def report(failed: list[str]) -> None:
+    """Print what could not be read, and end with an error if there was anything."""
+    for message in failed:
+        print(f"deformvit: {message}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def print_values(rows: list[tuple[str, str]]) -> None:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")

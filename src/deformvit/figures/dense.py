@@ -1,0 +1,127 @@
+"""What detectors and segmentation networks found, drawn on the image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """Colours that differ from their neighbours: hues a golden section of the circle apart, in three brightnesses."""
+    colours = []
+    for i in range(count):
+        hue, shade = (0.02 + i * 0.618034) % 1.0, (1.0, 0.75, 0.9)[i % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.2 * (i // 3 % 2), shade)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours
+
+
+def detections(
+    image: Tensor, prediction: dict[str, Tensor], classes: Sequence[str], *, threshold: float = 0.5, names: bool = True
+) -> Image.Image:
+    """Boxes, names with scores, and masks of the objects of an image.
+
+    Args:
+        image: (3, H, W), RGB from 0 to 1.
+        prediction: of :class:`deformvit.systems.Detector`: ``boxes``, ``scores``, ``labels`` and maybe ``masks``.
+        classes: names of the labels.
+        threshold: weaker objects are not drawn.
+        names: write names and scores; without them crowded images stay readable.
+    """
+    kept = torch.where(prediction["scores"].cpu() >= threshold)[0].flip(0).tolist()  # the strongest on top
+    many = len(classes) > 1
+    colours = palette(len(classes) if many else max(len(kept), 1))
+    chosen = {i: colours[int(prediction["labels"][i]) if many else n % len(colours)] for n, i in enumerate(kept)}
+    pixels = _pixels(image)
+    if "masks" in prediction:
+        for i in kept:
+            _tint(pixels, prediction["masks"][i].cpu(), chosen[i])
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(min(picture.size) / 320))
+    for i in kept:
+        draw.rectangle([float(v) for v in prediction["boxes"][i]], outline=chosen[i], width=line)
+    if names:
+        font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
+        for i in kept:
+            text = f"{classes[int(prediction['labels'][i])]} {float(prediction['scores'][i]):.2f}"
+            x, y = float(prediction["boxes"][i][0]), float(prediction["boxes"][i][1])
+            _label(draw, text, (x, y), chosen[i], font, picture.size)
+    return picture
+
+
+def labels(image: Tensor, prediction: Tensor, classes: Sequence[str], *, opacity: float = 0.6) -> Image.Image:
+    """A label map over its image, with a legend of the classes that occur, largest first.
+
+    Args:
+        image: (3, H, W), RGB from 0 to 1.
+        prediction: (H, W) labels.
+        classes: their names.
+        opacity: of the map, from 0 to 1.
+    """
+    colours = np.asarray(palette(len(classes)), dtype=np.float32)
+    found = prediction.cpu().numpy()
+    pixels = (1 - opacity) * _pixels(image) + opacity * colours[found]
+    height, width = found.shape
+    counts = np.bincount(found.ravel(), minlength=len(classes))
+    shown = [int(i) for i in counts.argsort()[::-1] if counts[i]]
+    side = max(10, min(width, height) // 24)
+    font = ImageFont.load_default(size=side)
+    step = round(side * 1.5)
+    column = round(max(font.getlength(f"{classes[i]} 100.0 %") for i in shown) + 2 * step)
+    picture = Image.new("RGB", (width + column, max(height, step * (len(shown) + 1))), "white")
+    picture.paste(Image.fromarray(pixels.round().astype(np.uint8)), (0, 0))
+    draw = ImageDraw.Draw(picture)
+    for row, i in enumerate(shown):
+        top = step // 2 + row * step
+        draw.rectangle([width + step // 2, top, width + step // 2 + side, top + side], fill=_rgb(colours[i]))
+        share = 100 * counts[i] / found.size
+        draw.text((width + step // 2 + 1.4 * side, top - 1), f"{classes[i]} {share:.1f} %", fill="black", font=font)
+    return picture
+
+
+def label_image(prediction: Tensor, classes: Sequence[str]) -> Image.Image:
+    """A label map as a PNG whose pixels are the labels, seen in the colours of :func:`labels`."""
+    if len(classes) > 256:
+        return Image.fromarray(prediction.cpu().numpy().astype(np.uint16))
+    picture = Image.fromarray(prediction.cpu().numpy().astype(np.uint8), mode="P")
+    picture.putpalette([value for colour in palette(len(classes)) for value in colour])
+    return picture
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().copy()
+
+
+def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
+    return int(colour[0]), int(colour[1]), int(colour[2])
+
+
+def _tint(pixels: np.ndarray, mask: Tensor, colour: tuple[int, int, int]) -> None:
+    """A half-transparent mask with a full outline, in place."""
+    inside = mask.bool()
+    shrunk = -F.max_pool2d(-inside[None, None].float(), 3, 1, 1)[0, 0]
+    edge = (inside & (shrunk < 0.5)).numpy()
+    body = inside.numpy()
+    pixels[body] = (0.55 * pixels[body] + 0.45 * np.asarray(colour)).astype(np.uint8)
+    pixels[edge] = colour
+
+
+def _label(
+    draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int],
+) -> None:  # fmt: skip
+    """A name on its colour above the box, or inside it where the image ends."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(corner[0], 0), max(size[0] - width, 0))
+    y = corner[1] - height if corner[1] >= height else corner[1]
+    draw.rectangle([x, y, x + width, y + height], fill=colour)
+    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+    draw.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)

@@ -1,0 +1,111 @@
+"""Object detection and instance segmentation on data in COCO's format, measured by COCO's average precision."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from deformvit import parallel
+from deformvit.config import DetectionConfig
+from deformvit.data import coco
+from deformvit.data import detection as transforms
+from deformvit.errors import UserError
+from deformvit.metrics.detection import CocoMetrics
+from deformvit.models import files
+from deformvit.systems import Detector, build_detector, describe
+from deformvit.tasks.classification import parse_args
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class Detection:
+    """The task contract of :mod:`deformvit.engine.loop` for a folder in COCO's format."""
+
+    def __init__(self, config: DetectionConfig) -> None:
+        self.config = config
+        self.masks = config.head.system != "retinanet"
+        self.main_metric = "mask_AP" if self.masks else "box_AP"
+        data = config.data
+        self.train_set = coco.open_coco(data.root, "train", transforms.train_transform(data), masks=self.masks)
+        self.classes: list[str] = self.train_set.classes
+        self.val_set = open_evaluation(data.root, self.masks, self.classes)
+        for problem in (*self.train_set.problems, *self.val_set.problems):
+            print(f"deformvit: {problem}", file=sys.stderr)
+        if len(self.train_set) < data.batch_size:
+            raise UserError(
+                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
+            )
+
+    def build_model(self) -> nn.Module:
+        """The detector, its backbone from ``model.checkpoint`` where that is set."""
+        return build_detector(self.config, len(self.classes), parse_args(self.config.model.args))
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches only."""
+        return len(self.train_set) // self.config.data.batch_size
+
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
+        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
+        data = self.config.data
+        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
+        return DataLoader(
+            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
+            collate_fn=coco.collate, generator=generator,
+        )  # fmt: skip
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        """What the system names: of classes, boxes, masks and proposals."""
+        images, targets = batch
+        return model(
+            [image.to(device, non_blocking=True) for image in images],
+            [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets],
+        )
+
+    def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
+        """COCO's average precision of boxes and masks, in percent."""
+        assert isinstance(model, Detector)
+        return evaluate(model, self.val_set, device, progress, self.config.data.workers)[0]
+
+    def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
+        """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
+        assert isinstance(model, Detector)
+        files.save(path, model, describe(model, self.classes, metrics))
+
+
+def open_evaluation(root: str, masks: bool, classes: list[str]) -> coco.CocoImages:
+    """The validation images of a folder, for a model that knows ``classes``."""
+    return coco.open_coco(root, "val", transforms.eval_transform(), masks=masks, classes=classes)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Detector, images: coco.CocoImages, device: torch.device, progress: bool, workers: int = 0
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Average precision over all images, and the detections in COCO's format.
+
+    Under torchrun every process takes its share of the images; all return the same.
+    """
+    was_training = model.training
+    model.eval()
+    metrics = CocoMetrics(
+        images.ground_truth, images.category_ids, images.image_ids, model.has_masks, model.config.detections
+    )
+    share = range(parallel.rank(), len(images), parallel.size())
+    loader = DataLoader(Subset(images, share), 1, num_workers=workers, collate_fn=coco.collate)
+    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=not progress or parallel.rank() > 0)
+    for batch, targets in shown:
+        found = model([image.to(device) for image in batch])
+        for target, prediction in zip(targets, found, strict=True):
+            metrics.update(int(target["image_id"]), prediction)
+    model.train(was_training)
+    own = list(metrics.results)
+    metrics.results.clear()
+    metrics.merge(parallel.gather(own))
+    return metrics.compute(), metrics.results

@@ -1,0 +1,114 @@
+"""Semantic segmentation on folders in ADE20K's layout, measured by the mean intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from deformvit import parallel
+from deformvit.config import SegmentationConfig, SegmentationDataConfig
+from deformvit.data import scenes
+from deformvit.data import segmentation as transforms
+from deformvit.errors import UserError
+from deformvit.metrics.segmentation import SegmentationMetrics
+from deformvit.models import files
+from deformvit.systems import Segmenter, build_segmenter, describe
+from deformvit.tasks.classification import parse_args
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Segmentation:
+    """The task contract of :mod:`deformvit.engine.loop` for images with a class for every pixel."""
+
+    main_metric = "mIoU"
+
+    def __init__(self, config: SegmentationConfig) -> None:
+        self.config = config
+        data = config.data
+        self.train_set = scenes.open_scenes(
+            data.root, "train", transforms.train_transform(data), ignore_label=data.ignore_label,
+            reduce_zero_label=data.reduce_zero_label,
+        )  # fmt: skip
+        self.classes: list[str] = self.train_set.classes
+        self.val_set = open_evaluation(data, self.classes)
+        if len(self.train_set) < data.batch_size:
+            raise UserError(
+                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
+            )
+        if config.head.system == "upernet" and data.batch_size < 2:
+            raise UserError(f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size}")
+
+    def build_model(self) -> nn.Module:
+        """The network, its backbone from ``model.checkpoint`` where that is set."""
+        return build_segmenter(self.config, len(self.classes), parse_args(self.config.model.args))
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches only."""
+        return len(self.train_set) // self.config.data.batch_size
+
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
+        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
+        data = self.config.data
+        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
+        return DataLoader(
+            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
+            generator=generator, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        """Cross-entropy of the head, and of the auxiliary head where there is one."""
+        images, labels = batch
+        return model(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+
+    def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
+        """mIoU, mAcc and aAcc in percent."""
+        assert isinstance(model, Segmenter)
+        return evaluate(model, self.val_set, self.config.data, device, progress)
+
+    def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
+        """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
+        assert isinstance(model, Segmenter)
+        reduce = self.config.data.reduce_zero_label
+        files.save(path, model, describe(model, self.classes, metrics, reduce_zero_label=reduce))
+
+
+def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> scenes.SceneImages:
+    """The validation images of a folder, for a model that knows ``classes``."""
+    return scenes.open_scenes(
+        data.root, "val", transforms.eval_transform(data), ignore_label=data.ignore_label,
+        reduce_zero_label=data.reduce_zero_label, classes=classes,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter, images: scenes.SceneImages, data: SegmentationDataConfig, device: torch.device, progress: bool,
+    names: list[str] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """mIoU, mAcc and aAcc over all images at their own size, and the IoU of every class if ``names`` are given.
+
+    Under torchrun every process takes its share of the images; all return the same.
+    """
+    was_training = model.training
+    model.eval()
+    metrics = SegmentationMetrics(model.num_classes, images.ignore_label)
+    share = range(parallel.rank(), len(images), parallel.size())
+    loader = DataLoader(Subset(images, share), None, num_workers=data.workers)
+    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=not progress or parallel.rank() > 0)
+    for image, labels in shown:
+        predicted = model.predict(
+            image.to(device), scales=data.eval_scales, flip=data.eval_flip, window=data.window,
+            stride=data.window_stride,
+        )  # fmt: skip
+        metrics.update(predicted, labels.to(device))
+    model.train(was_training)
+    others = parallel.gather(metrics.matrix.cpu())
+    merged = SegmentationMetrics(model.num_classes, images.ignore_label)
+    merged.merge(others)
+    return merged.compute(names)

@@ -1,0 +1,247 @@
+"""Detectors and segmentation networks as users train and use them: one command, resumed, evaluated, drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformvit import UserError, cli, recipes, systems
+from deformvit.engine import loop
+from deformvit.models import files
+from deformvit.tasks.detection import Detection
+from deformvit.tasks.segmentation import Segmentation
+
+TINY = {"dims": "(16, 16, 32, 32)", "num_heads": "(1, 1, 2, 2)", "groups": "1", "depths": "(1, 2, 2, 1)"}
+DETECTORS = ["mask-rcnn-dat-nano-nuclei", "cascade-mask-rcnn-dat-nano-nuclei", "retinanet-dat-nano-bccd"]
+SEGMENTERS = ["semantic-fpn-dat-nano-camvid", "upernet-dat-nano-camvid"]
+
+
+def small(recipe, root, output, epochs=2):
+    config = recipes.ALL[recipe]()
+    config.model.args, config.model.checkpoint = dict(TINY), ""
+    config.data.root = str(root)
+    config.run.output, config.run.epochs, config.run.eval_every, config.run.progress = output, epochs, 1, False
+    config.head.channels = 32
+    if recipe in DETECTORS:
+        config.data.min_size, config.data.eval_size, config.data.crop_size = (40, 48), 48, 40
+        config.head.box_channels, config.head.rois, config.head.proposals, config.head.detections = 32, 32, 32, 20
+    else:
+        config.data.batch_size, config.data.scale, config.data.crop_size = 4, (48, 64), 48
+    return config
+
+
+def task(config):
+    return (Detection if hasattr(config.head, "rois") else Segmentation)(config)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, scenes, tmp_path_factory):
+    """A run of each system: recipe -> folder."""
+    root = tmp_path_factory.mktemp("runs")
+    for recipe in (*DETECTORS, *SEGMENTERS):
+        config = small(recipe, shapes if recipe in DETECTORS else scenes, root / recipe)
+        loop.fit(task(config), config)
+    return root
+
+
+@pytest.mark.parametrize("recipe", DETECTORS + SEGMENTERS)
+def test_a_run_leaves_numbers_and_a_model(trained, recipe):
+    lines = metrics(trained / recipe)
+    assert len(lines) == 2
+    if recipe in DETECTORS:
+        expected = {"box_AP", "box_AP50", "box_AP75"} | (set() if "retinanet" in recipe else {"mask_AP50"})
+    else:
+        expected = {"mIoU", "mAcc", "aAcc"}
+    assert expected <= set(lines[-1])
+    assert all(np.isfinite(lines[-1][name]) for name in (*expected, "train_loss"))
+    model, info = systems.load(str(trained / recipe / "best.safetensors"))
+    assert not model.training
+    assert info.classes == (["red", "green"] if recipe in DETECTORS else ["background", "red", "green"])
+    assert info.metrics["seconds"] > 0
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[1]])
+def test_a_resumed_run_is_the_same(trained, shapes, scenes, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path / "run", epochs=2)
+
+    class Stopped(Exception):
+        pass
+
+    stopped = task(config)
+    batches = stopped.train_batches
+
+    def until_the_second(epoch):
+        if epoch == 1:
+            raise Stopped
+        return batches(epoch)
+
+    stopped.train_batches = until_the_second
+    with pytest.raises(Stopped):
+        loop.fit(stopped, config)
+    config.run.resume = True
+    loop.fit(task(config), config)
+    one, _ = files.read(tmp_path / "run" / "best.safetensors")
+    whole = torch.load(trained / recipe / "last.pt", weights_only=True)["model"]
+    again = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert one.keys() == whole.keys()
+
+
+def run(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def values(text):
+    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if len(line.split()) == 2}
+
+
+@pytest.mark.parametrize("recipe", DETECTORS + SEGMENTERS)
+def test_eval_measures_what_training_did(trained, shapes, scenes, recipe, capsys):
+    root = shapes if recipe in DETECTORS else scenes
+    run("eval", "--model", trained / recipe / "best.safetensors", "--data", root, "--workers", 0, "--device", "cpu")
+    measured = values(capsys.readouterr().out)
+    key = "mIoU" if recipe in SEGMENTERS else "box_AP" if "retinanet" in recipe else "mask_AP"
+    assert measured["images"] == 5
+    assert measured[key] == pytest.approx(max(line[key] for line in metrics(trained / recipe)), abs=0.01)
+    if recipe in SEGMENTERS:
+        assert {"IoU/background", "IoU/red", "IoU/green"} <= set(measured)
+
+
+def test_segmentation_evaluates_scales_flips_and_windows(trained, scenes, capsys):
+    model = trained / SEGMENTERS[0] / "best.safetensors"
+    run("eval", "-m", model, "-d", scenes, "--workers", 0, "--scales", 0.75, 1.0, "--flip", "--window", 40)
+    assert 0 <= values(capsys.readouterr().out)["mIoU"] <= 100
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
+def test_several_processes_measure_the_same(trained, shapes, scenes, recipe, tmp_path, capsys):
+    root = shapes if recipe in DETECTORS else scenes
+    model = str(trained / recipe / "best.safetensors")
+    arguments = ["eval", "--model", model, "--data", str(root), "--workers", "0", "--device", "cpu"]
+    run(*arguments)
+    alone = values(capsys.readouterr().out)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    done = subprocess.run(
+        [*command[:3], "--standalone", *command[3:5], "-m", "deformvit", *arguments], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    together = values(done.stdout)
+    assert together.keys() == alone.keys()  # printed once
+    for name, value in alone.items():
+        assert together[name] == pytest.approx(value, abs=0.02, nan_ok=True)
+
+
+def test_predict_draws_and_writes_coco_results(trained, shapes, tmp_path, capsys):
+    model = trained / DETECTORS[0] / "best.safetensors"
+    network, _ = systems.load(str(model))
+    run("predict", shapes / "val", "--model", model, "--output", tmp_path / "out", "--threshold", 0.0)
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "out" / "0.png") in printed
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [c["name"] for c in listed["categories"]] == ["red", "green"]
+    assert len(listed["images"]) == 5
+    first = listed["images"][0]
+    with Image.open(first["file_name"]) as image, Image.open(tmp_path / "out" / "0.png") as drawn:
+        assert (first["height"], first["width"]) == (image.height, image.width)
+        assert drawn.size == image.size
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    with torch.inference_mode():
+        found = network([pixels])[0]
+    mine = [r for r in results if r["image_id"] == first["id"]]
+    assert len(mine) == len(found["scores"])
+    for result, (left, top, right, bottom), score in zip(mine, found["boxes"].tolist(), found["scores"], strict=True):
+        assert result["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.01)
+        assert result["score"] == pytest.approx(float(score), abs=1e-4)
+        assert result["segmentation"]["size"] == [first["height"], first["width"]]
+    assert {r["category_id"] for r in results} <= {1, 2}
+
+
+def test_predict_writes_label_maps(trained, scenes, tmp_path):
+    model = trained / SEGMENTERS[1] / "best.safetensors"
+    image = scenes / "images" / "validation" / "0.png"
+    run("predict", image, "--model", model, "--output", tmp_path)
+    network, _ = systems.load(str(model))
+    with Image.open(image) as picture, Image.open(tmp_path / "0_labels.png") as labels:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
+        with torch.inference_mode():
+            assert np.array_equal(np.array(labels), network.predict(pixels).numpy())
+        with Image.open(tmp_path / "0.png") as drawn:
+            assert drawn.width > picture.width  # with a legend
+            assert drawn.height >= picture.height
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[1], SEGMENTERS[0]])
+def test_points_over_what_was_found(trained, shapes, recipe, tmp_path, capsys):
+    model = trained / recipe / "best.safetensors"
+    run("figure", "points", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--layers", 1, 3, "--dpi", 40)
+    assert (tmp_path / "0_points.png").is_file()
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    return capsys.readouterr().err
+
+
+def test_what_a_checkpoint_does_not_know_is_told(trained, shapes, tmp_path, capsys):
+    described = json.loads((shapes / "val.json").read_text())
+    described["categories"][0]["name"] = "blue"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "val.json").write_text(json.dumps(described))
+    (other / "val").symlink_to(shapes / "val")
+    model = trained / DETECTORS[0] / "best.safetensors"
+    message = fails(capsys, "eval", "--model", model, "--data", other, "--workers", 0)
+    assert "blue" in message
+    assert "val.json" in message
+
+
+def test_fine_tuning_on_other_classes_keeps_the_rest(trained, shapes, scenes, tmp_path, capsys):
+    source = trained / DETECTORS[0] / "best.safetensors"
+    config = small(DETECTORS[0], shapes, tmp_path / "run")
+    config.model.checkpoint = str(source)
+    same = Detection(config).build_model()
+    tensors, _ = files.read(source)
+    assert all(torch.equal(value, tensors[name]) for name, value in same.state_dict().items())
+    other = systems.build_detector(config, 5, {k: eval(v) for k, v in TINY.items()})
+    fresh = [name for name, value in other.state_dict().items() if value.shape != tensors[name].shape]
+    assert {name.split(".")[-2] for name in fresh} == {"cls_score", "bbox_pred", "mask_fcn_logits"}
+    assert "start anew" in capsys.readouterr().err
+    config = small(SEGMENTERS[0], scenes, tmp_path / "run")
+    config.model.checkpoint = str(source)
+    with pytest.raises(UserError, match="another architecture than this run's"):
+        Segmentation(config).build_model()
+
+
+def test_too_few_images_are_told(shapes, scenes, tmp_path):
+    config = small(DETECTORS[0], shapes, tmp_path)
+    config.data.batch_size = 9
+    with pytest.raises(UserError, match="8 training images do not fill a batch of 9"):
+        Detection(config)
+    config = small(SEGMENTERS[1], scenes, tmp_path)
+    config.data.batch_size = 1
+    with pytest.raises(UserError, match="UperNet trains on batches of at least 2 images, data.batch_size is 1"):
+        Segmentation(config)
+
+
+def test_a_classifier_command_names_the_detector(trained):
+    with pytest.raises(files.ModelFileError, match="holds a mask_rcnn on dat_nano, not a classifier"):
+        files.load(str(trained / DETECTORS[0] / "best.safetensors"))
+
+
+def test_recipes_go_by_either_spelling(shapes, tmp_path, capsys):
+    arguments = ["train", "retinanet_dat_nano_bccd", "--data.root", tmp_path / "missing"]
+    assert "missing" in fails(capsys, *arguments)
