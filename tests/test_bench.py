@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import timm
 import torch
 
 from deformvit import cli
-from deformvit.bench import attention, explain, process, report, run_attention, run_models
+from deformvit.bench import attention, explain, process, report, run_attention, run_models, run_systems, systems
 from deformvit.errors import UserError
 from deformvit.ops.native import library
 
@@ -133,3 +134,31 @@ def test_command(tmp_path, capsys):
     assert (tmp_path / "attention.png").exists()
     cli.main(["bench", "--explain"])
     assert "impl='auto' takes" in capsys.readouterr().out
+
+
+def test_systems_are_measured_with_and_without_kernels(tmp_path):
+    measured = run_systems(("dat_nano",), [(40, 56)], systems=("retinanet", "upernet"), rounds=1, device="cpu")
+    labels = [row["model"] for row in measured["rows"]]
+    assert labels == [f"{s} dat_nano, {a}" for s in ("retinanet", "upernet") for a in ("auto", "reference")]
+    assert all(row["seconds"] > 0 and row["mib"] > 0 for row in measured["rows"]), measured["rows"]
+    assert "retinanet dat_nano, reference" in report.table(measured)
+    with pytest.raises(UserError, match="no system 'yolo'"):
+        run_systems(systems=("yolo",))
+
+
+@pytest.mark.parametrize("system", ["mask_rcnn", "semantic_fpn"])
+def test_the_reference_is_what_runs_without_kernels(system, monkeypatch):
+    """The choice is replaced where it is made; a name imported elsewhere would leave the kernels running."""
+    module = importlib.import_module("deformvit.ops.deform_attn")
+    monkeypatch.setattr(module, "_choose", module._choose)  # put back afterwards
+    calls = []
+    inner = module.IMPLEMENTATIONS["reference"]
+
+    def counting(*arguments, **named):
+        calls.append(1)
+        return inner(*arguments, **named)
+
+    monkeypatch.setitem(module.IMPLEMENTATIONS, "reference", counting)
+    job = {"device": "cpu", "dtype": "float32", "backward": True, "name": "dat_nano", "system": system}
+    systems.Run({**job, "size": (40, 64), "attention": "reference"})()
+    assert len(calls) >= 4

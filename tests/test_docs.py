@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/layer.md", "docs/models.md", "docs/kernels.md"]
+PAGES = ["README.md", "docs/layer.md", "docs/models.md", "docs/kernels.md", "docs/dense.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

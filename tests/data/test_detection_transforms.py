@@ -147,7 +147,7 @@ def test_crops_keep_boxes_masks_and_labels_together(crop):
             assert 0 <= y1 <= y2 - 1
             assert x2 <= image.shape[2]
             assert y2 <= image.shape[1]
-            assert drawn(mask) == pytest.approx(box.tolist(), abs=1.01)
+            assert drawn(mask) == pytest.approx(box.tolist(), abs=2)  # rounded twice, enlarged in between
             inner = mask[int(y1) + 2 : int(y2) - 2, int(x1) + 2 : int(x2) - 2]
             values = image[0, int(y1) + 2 : int(y2) - 2, int(x1) + 2 : int(x2) - 2]
             if values.numel() and inner.all():

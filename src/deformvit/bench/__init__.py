@@ -7,5 +7,6 @@ memory is that of one thing. Times are medians, the rounds of models taken in tu
 from deformvit.bench.attention import run_attention
 from deformvit.bench.explain import explain
 from deformvit.bench.models import run_models
+from deformvit.bench.systems import run_systems
 
-__all__ = ["explain", "run_attention", "run_models"]
+__all__ = ["explain", "run_attention", "run_models", "run_systems"]

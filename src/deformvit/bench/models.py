@@ -117,7 +117,7 @@ def run_models(
                 time.sleep(0.01)  # threads of one process linger before they sleep
                 progress.update()
         for name, run, answers in zip(names, runs, times, strict=True):
-            rows.append({"model": name, "image": list(size)} | _summary(answers, warm) | run.ask("all"))
+            rows.append({"model": name, "image": list(size)} | summary(answers, warm) | run.ask("all"))
             run.end()
     progress.close()
     settings = {**common, "rounds": rounds}
@@ -125,7 +125,8 @@ def run_models(
     return {"kind": "models", "machine": process.machine(place), "settings": settings, "rows": rows}
 
 
-def _summary(answers: list[dict[str, Any]], warm: int) -> dict[str, Any]:
+def summary(answers: list[dict[str, Any]], warm: int) -> dict[str, Any]:
+    """Median, fastest and slowest of the rounds after the first ``warm``, or the first error."""
     for answer in answers:
         if "error" in answer:
             return answer

@@ -56,7 +56,7 @@ def table(
 
 
 def bench(
-    kind: tyro.conf.Positional[Literal["attention", "models"]] = "attention",
+    kind: tyro.conf.Positional[Literal["attention", "models", "systems"]] = "attention",
     /,
     explain: bool = False,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("bench"),
@@ -76,20 +76,22 @@ def bench(
 
     Args:
         kind: `attention`: every implementation at stage 3's sizes, beside attention without a bias and the released
-            formulation; `models`: whole models beside those of timm.
+            formulation; `models`: whole models beside those of timm; `systems`: detectors and segmentation networks
+            with the fast attention and with the reference.
         explain: say what can run on this machine and why the rest can't, what `auto` takes, and measure nothing.
         output: folder to write to.
-        models: T and B for attention, timm names for models; the usual ones by default.
-        sizes: of images, as 224 or 800x1344; by default 224, 384, 512 and 800x1344 for attention, 224 for models.
+        models: T and B for attention, timm names for models and systems; the usual ones by default.
+        sizes: of images, as 224 or 800x1344; by default 224, 384, 512 and 800x1344 for attention, 224 for models,
+            800x1344 for systems.
         implementations: of attention; by default all that can run, and the baselines `no bias` and `released`.
-        batch: images at once; by default 1 for attention, 8 for models.
+        batch: images at once; by default 1 for attention, 8 for models; systems take one.
         dtype: of features; whole models run under autocast.
         device: a torch device; auto takes the GPU if there is one.
-        backward: models: forward and backward in training mode instead of inference.
+        backward: models and systems: forward and backward in training mode instead of inference.
         forward_only: attention: not forward + backward too.
         compiled: models under torch.compile; the reference under torch.compile too, for attention.
         features: models give the maps of all stages, as a detector takes them, instead of logits.
-        rounds: how often each is timed; the median counts. By default 5 for attention, 9 for models.
+        rounds: how often each is timed; the median counts. By default 5 for attention, 9 for models, 3 for systems.
     """
     from deformvit import bench as measuring
     from deformvit.bench import report as reports
@@ -109,6 +111,10 @@ def bench(
             batch=batch or 1, dtype=dtype, device=device, backward=not forward_only, compiled=compiled,
             rounds=rounds or 5,
         )  # fmt: skip
+    elif kind == "systems":
+        report = measuring.run_systems(
+            models, image_sizes or [(800, 1344)], dtype=dtype, device=device, backward=backward, rounds=rounds or 3
+        )
     else:
         report = measuring.run_models(
             models, image_sizes or [(224, 224)], batch=batch or 8, features=features, dtype=dtype, device=device,

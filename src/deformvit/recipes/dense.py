@@ -127,8 +127,8 @@ def retinanet_dat_nano_bccd() -> DetectionConfig:
     config = _nano_detection("retinanet", "bccd")
     config.data.min_size, config.data.max_size, config.data.eval_size = (144, 160, 192), 320, 160
     config.data.vflip = 0.5
-    config.run.epochs = 40
-    config.run.eval_every = 10
+    config.run.epochs = 20
+    config.run.eval_every = 5
     return config
 
 
