@@ -208,3 +208,37 @@ def test_what_does_not_fit_is_told(make_detector, scene):
         detector([scene[0]])
     with pytest.raises(UserError, match="at least one class, got 0"):
         make_detector("mask_rcnn", classes=0)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_boxes_are_exact_in_mixed_precision(make_detector, scene, system):
+    """Coordinates in bfloat16 would be multiples of 8 beyond 1024 pixels; features may be, boxes must not."""
+    detector = make_detector(system, eval_size=128)
+    image, target = scene
+    seen = []
+    if system != "retinanet":
+        detector.network.roi_heads.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector([image], [target])
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = confident(detector)([image])[0]
+    boxes = [found["boxes"], *seen]
+    assert all(b.dtype == torch.float32 for b in boxes)
+    assert any((b != b.bfloat16().float()).any() for b in boxes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_training_and_detecting_on_a_gpu(make_detector, scene, system):
+    detector = make_detector(system).cuda()
+    image, target = scene[0].cuda(), {name: value.cuda() for name, value in scene[1].items()}
+    for amp in (False, True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=amp):
+            losses = detector([image, image[:, :50, :71]], [target, {k: v.cuda() for k, v in nothing(50, 71).items()}])
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(loss) for loss in losses.values())
+    with torch.inference_mode():
+        found = detector.eval()([image])[0]
+    assert all(value.is_cuda for value in found.values())

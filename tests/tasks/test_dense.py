@@ -14,6 +14,7 @@ from PIL import Image
 
 from deformvit import UserError, cli, recipes, systems
 from deformvit.engine import loop
+from deformvit.engine.optim import build_optimizer
 from deformvit.models import files
 from deformvit.tasks.detection import Detection
 from deformvit.tasks.segmentation import Segmentation
@@ -245,3 +246,16 @@ def test_a_classifier_command_names_the_detector(trained):
 def test_recipes_go_by_either_spelling(shapes, tmp_path, capsys):
     arguments = ["train", "retinanet_dat_nano_bccd", "--data.root", tmp_path / "missing"]
     assert "missing" in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
+def test_norms_biases_and_tables_are_not_decayed(shapes, scenes, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path)
+    model = task(config).build_model()
+    optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] > 0 for p in group["params"]}
+    spared = set(names.values()) - decayed
+    assert any("bias_table" in name for name in spared)
+    assert any("output_norms" in name for name in spared)
+    assert not any(name.endswith(("bias", "bias_table")) or "norm" in name for name in decayed)

@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.transforms.v2 import functional as images_v2
@@ -163,6 +164,29 @@ class _Ready(nn.Module):
         return result
 
 
+class _RPNHead(RPNHead):
+    """torchvision's, giving float32 under autocast: boxes are decoded in what it gets; bfloat16 has 8-pixel steps."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, offsets = super().forward(x)
+        return [values.float() for values in logits], [values.float() for values in offsets]
+
+
+class _BoxPredictor(FastRCNNPredictor):
+    """torchvision's, giving float32 under autocast."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, offsets = super().forward(x)
+        return logits.float(), offsets.float()
+
+
+class _RetinaNetHead(RetinaNetHead):
+    """torchvision's, giving float32 under autocast."""
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        return {name: values.float() for name, values in super().forward(x).items()}
+
+
 def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
@@ -174,8 +198,9 @@ def _retinanet(backbone: Backbone, config: DetectorConfig, num_classes: int) -> 
     """Focal loss on anchors of three sizes and ratios (mmdetection's and torchvision's settings agree)."""
     pyramid = Pyramid(backbone, config.channels, "convolutions")
     anchors = Anchors(pyramid.strides, config.anchor_scale or 4.0, octaves=3)
+    head = _RetinaNetHead(config.channels, anchors.num_anchors_per_location()[0], num_classes)
     network = RetinaNet(
-        pyramid, num_classes, anchor_generator=anchors, score_thresh=config.score_threshold,
+        pyramid, num_classes, anchor_generator=anchors, head=head, score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold, detections_per_img=config.detections,
     )  # fmt: skip
     network.transform = _Ready()
@@ -199,7 +224,7 @@ def _rcnn(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Mo
     pyramid = Pyramid(backbone, config.channels, "pool")
     anchors = Anchors(pyramid.strides, config.anchor_scale or 8.0)
     rpn = RegionProposalNetwork(
-        anchors, RPNHead(config.channels, len(RATIOS)),
+        anchors, _RPNHead(config.channels, len(RATIOS)),
         fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=config.rpn_rois, positive_fraction=0.5,
         pre_nms_top_n={"training": 2 * config.proposals, "testing": config.proposals},
         post_nms_top_n={"training": config.proposals, "testing": config.proposals}, nms_thresh=0.7,
@@ -214,7 +239,7 @@ def _rcnn(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Mo
     if config.system == "mask_rcnn":
         mask_head, mask_predictor = _mask_head(config, classes)
         heads: RoIHeads = RoIHeads(
-            box_head=_box_head(config), box_predictor=FastRCNNPredictor(config.box_channels, classes),
+            box_head=_box_head(config), box_predictor=_BoxPredictor(config.box_channels, classes),
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, bbox_reg_weights=None, mask_head=mask_head,
             mask_predictor=mask_predictor, **common,
         )  # fmt: skip
