@@ -32,7 +32,7 @@ def detections(
         prediction: of :class:`deformvit.systems.Detector`: ``boxes``, ``scores``, ``labels`` and maybe ``masks``.
         classes: names of the labels.
         threshold: weaker objects are not drawn.
-        names: write names and scores; without them crowded images stay readable.
+        names: write names and scores where objects have room for them, and below the image how many there are.
     """
     kept = torch.where(prediction["scores"].cpu() >= threshold)[0].flip(0).tolist()  # the strongest on top
     many = len(classes) > 1
@@ -47,13 +47,20 @@ def detections(
     line = max(1, round(min(picture.size) / 320))
     for i in kept:
         draw.rectangle([float(v) for v in prediction["boxes"][i]], outline=chosen[i], width=line)
-    if names:
-        font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
-        for i in kept:
-            text = f"{classes[int(prediction['labels'][i])]} {float(prediction['scores'][i]):.2f}"
-            x, y = float(prediction["boxes"][i][0]), float(prediction["boxes"][i][1])
-            _label(draw, text, (x, y), chosen[i], font, picture.size)
-    return picture
+    if not names:
+        return picture
+    font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
+    for i in kept:
+        score = f"{float(prediction['scores'][i]):.2f}"
+        left, top, right, _ = (float(v) for v in prediction["boxes"][i])
+        # Names that are wider than their objects would hide others.
+        texts = [f"{classes[int(prediction['labels'][i])]} {score}", score]
+        text = next((text for text in texts if font.getlength(text) <= right - left), "")
+        if text:
+            _label(draw, text, (left, top), chosen[i], font, picture.size)
+    counts = torch.bincount(prediction["labels"].cpu()[kept], minlength=len(classes)).tolist()
+    found = [(i, f"{count} {classes[i]}") for i, count in enumerate(counts) if count]
+    return _captioned(picture, [(colours[i] if many else None, text) for i, text in found])
 
 
 def labels(image: Tensor, prediction: Tensor, classes: Sequence[str], *, opacity: float = 0.6) -> Image.Image:
@@ -93,6 +100,30 @@ def label_image(prediction: Tensor, classes: Sequence[str]) -> Image.Image:
     picture = Image.fromarray(prediction.cpu().numpy().astype(np.uint8), mode="P")
     picture.putpalette([value for colour in palette(len(classes)) for value in colour])
     return picture
+
+
+def _captioned(picture: Image.Image, entries: list[tuple[tuple[int, int, int] | None, str]]) -> Image.Image:
+    """The picture with a strip below that says what is in it, each entry beside its colour if it has one."""
+    side = max(10, min(picture.size) // 28)
+    font = ImageFont.load_default(size=side)
+    places: list[tuple[float, float]] = []
+    x, y = side / 2, side / 2
+    for colour, text in entries:
+        width = font.getlength(text) + side * (2.5 if colour else 1)
+        if x + width > picture.width and x > side:
+            x, y = side / 2, y + 1.5 * side
+        places.append((x, y))
+        x += width
+    whole = Image.new("RGB", (picture.width, picture.height + round(y + 1.5 * side)), "white")
+    whole.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for (colour, text), (left, top) in zip(entries or [(None, "nothing")], places or [(x, y)], strict=True):
+        top += picture.height
+        if colour:
+            draw.rectangle([left, top, left + side, top + side], fill=colour)
+            left += 1.4 * side
+        draw.text((left, top - 1), text, fill="black", font=font)
+    return whole
 
 
 def _pixels(image: Tensor) -> np.ndarray:
