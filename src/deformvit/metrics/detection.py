@@ -83,7 +83,9 @@ class CocoMetrics:
             for result in sorted(self.results, key=lambda result: result["image_id"])
             if result["image_id"] in wanted
         ]
-        evaluation = COCOeval_faster(truth, truth.loadRes(results), "segm" if kind == "mask" else "bbox")
+        # Before 1.8, no results cannot be loaded.
+        found = truth.loadRes(results) if results else COCO({**self._truth, "annotations": []})
+        evaluation = COCOeval_faster(truth, found, "segm" if kind == "mask" else "bbox")
         evaluation.params.maxDets = sorted({min(count, self.max_detections) for count in (1, 10, self.max_detections)})
         evaluation.evaluate()
         evaluation.accumulate()
