@@ -114,7 +114,7 @@ def test_command(capsys):
     out = capsys.readouterr().out
     assert "| 1, 2, 3, 4 " in out
     assert "--model.args blocks" in out
-    with pytest.raises(UserError, match="no table '12'; there are 2, 6, 7, 8, 9, fig4, neighbours"):
+    with pytest.raises(UserError, match="no table '12'; there are 2, 3, 4, 5, 6, 7, 8, 9, fig4, neighbours"):
         tables.render("12")
 
 

@@ -58,7 +58,7 @@ def render(number: str, runs: Path | None = None, configurations: bool = False) 
         lines = [f"## {dense.title}", "", *_aligned(dense_tables.rows(number, runs)), "", f"{note} {dense.note}", *text]
         return "\n".join(lines)
     if number not in TABLES:
-        raise UserError(f"no table {number!r}; there are {', '.join([*DENSE_TABLES, *TABLES])}")
+        raise UserError(f"no table {number!r}; there are {', '.join(sorted([*TABLES, *DENSE_TABLES]))}")
     table = TABLES[number]
     recorded = _recorded(runs) if runs is not None else []
     body, notes = [], []

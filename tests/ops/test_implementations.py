@@ -279,10 +279,13 @@ def meta(queries, keys, device="meta", dtype=torch.float32):
 
 
 def test_automatic_choice_says_why(monkeypatch):
-    large, small = meta(4200, 4200), meta(49, 49)
+    counted = choose(*meta(4200, 4200), query_hw=(50, 84))
+    assert (counted.impl, counted.reason[:18]) == ("reference", "on the meta device")
+    monkeypatch.setattr(sys.modules["deformvit.ops.deform_attn"], "KERNELS", {})
+    large, small = meta(4200, 4200, "cpu"), meta(49, 49, "cpu")
     choice = choose(*large, query_hw=(50, 84))
     assert choice.impl == "tiled"
-    assert choice.reason.startswith("there are no kernels for the device meta; several tiles")
+    assert choice.reason.startswith("there are no kernels for the device cpu; several tiles")
     assert "211680000 attention weights (1 x 12 x 4200 x 4200)" in choice.reason
     assert "one call of PyTorch's" in choose(*small, query_hw=(7, 7)).reason
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
