@@ -20,6 +20,7 @@ from deformvit.config import Config
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.errors import UserError
 from deformvit.models import convert, files, released
+from deformvit.tasks.loading import check_filled, shuffled
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,10 +52,7 @@ class Classification:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
         self.classes: list[str] = self.train_set.classes
-        if len(self.train_set) < data.batch_size:
-            raise UserError(
-                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
-            )
+        check_filled(self.train_set, config)
         augment = config.augment
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
@@ -106,12 +104,7 @@ class Classification:
 
     def train_batches(self, epoch: int) -> Iterable[Batch]:
         """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        data = self.config.data
-        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
-        return DataLoader(
-            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
-            generator=generator, pin_memory=torch.cuda.is_available(),
-        )  # fmt: skip
+        return shuffled(self.train_set, self.config, epoch, pin_memory=torch.cuda.is_available())
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Cross-entropy with smoothed or mixed labels."""

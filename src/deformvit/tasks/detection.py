@@ -16,11 +16,11 @@ from deformvit import parallel
 from deformvit.config import DetectionConfig
 from deformvit.data import coco
 from deformvit.data import detection as transforms
-from deformvit.errors import UserError
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe
 from deformvit.tasks.classification import parse_args
+from deformvit.tasks.loading import check_filled, shuffled
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -38,10 +38,7 @@ class Detection:
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
         for problem in (*self.train_set.problems, *self.val_set.problems):
             print(f"deformvit: {problem}", file=sys.stderr)
-        if len(self.train_set) < data.batch_size:
-            raise UserError(
-                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
-            )
+        check_filled(self.train_set, config)
 
     def build_model(self) -> nn.Module:
         """The detector, its backbone from ``model.checkpoint`` where that is set."""
@@ -53,12 +50,7 @@ class Detection:
 
     def train_batches(self, epoch: int) -> Iterable[Batch]:
         """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        data = self.config.data
-        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
-        return DataLoader(
-            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
-            collate_fn=coco.collate, generator=generator,
-        )  # fmt: skip
+        return shuffled(self.train_set, self.config, epoch, collate_fn=coco.collate)
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """What the system names: of classes, boxes, masks and proposals."""

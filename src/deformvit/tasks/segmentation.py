@@ -19,6 +19,7 @@ from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe
 from deformvit.tasks.classification import parse_args
+from deformvit.tasks.loading import check_filled, shuffled
 
 Batch = tuple[Tensor, Tensor]
 
@@ -37,10 +38,7 @@ class Segmentation:
         )  # fmt: skip
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
-        if len(self.train_set) < data.batch_size:
-            raise UserError(
-                f"{data.root}: {len(self.train_set)} training images do not fill a batch of {data.batch_size}"
-            )
+        check_filled(self.train_set, config)
         if config.head.system == "upernet" and data.batch_size < 2:
             raise UserError(f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size}")
 
@@ -54,12 +52,7 @@ class Segmentation:
 
     def train_batches(self, epoch: int) -> Iterable[Batch]:
         """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        data = self.config.data
-        generator = torch.Generator().manual_seed(self.config.run.seed + 1_000_003 * (epoch + 1))
-        return DataLoader(
-            self.train_set, data.batch_size, shuffle=True, drop_last=True, num_workers=data.workers,
-            generator=generator, pin_memory=torch.cuda.is_available(),
-        )  # fmt: skip
+        return shuffled(self.train_set, self.config, epoch, pin_memory=torch.cuda.is_available())
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Cross-entropy of the head, and of the auxiliary head where there is one."""
