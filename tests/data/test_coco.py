@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from deformvit.data import DataError
-from deformvit.data.coco import CocoImages, Unusable, collate, open_coco, read_segmentation
+from deformvit.data.annotations import Unusable, read_segmentation
+from deformvit.data.coco import CocoImages, collate, open_coco
 
 mask_api = pytest.importorskip("faster_coco_eval.core.mask")
 

@@ -43,11 +43,11 @@ def make_segmenter():
 
 @pytest.fixture
 def scene():
-    """An image of 64 x 96 with three rectangles, and what a detector should find."""
-    image = torch.rand(3, 64, 96) * 0.2
-    boxes = torch.tensor([[8.0, 10, 30, 40], [40, 20, 80, 36], [60, 44, 84, 60]])
+    """An image of 96 x 144 with three rectangles, and what a detector should find."""
+    image = torch.rand(3, 96, 144) * 0.2
+    boxes = torch.tensor([[12.0, 15, 45, 60], [60, 30, 120, 54], [90, 62, 126, 90]])
     labels = torch.tensor([0, 1, 0])
-    masks = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    masks = torch.zeros(3, 96, 144, dtype=torch.uint8)
     for (left, top, right, bottom), label, mask in zip(boxes.int().tolist(), labels, masks, strict=True):
         image[int(label), top:bottom, left:right] += 0.7
         mask[top:bottom, left:right] = 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
 
 from deformvit import UserError
+from deformvit.metrics.detection import CocoMetrics
 from deformvit.systems.cascade import CascadeRoIHeads
 from deformvit.systems.pyramid import Anchors, roi_pool
 
@@ -171,16 +173,47 @@ def test_cascade_selects_last_boxes_and_mean_scores():
     assert result["masks"].mean().item() == pytest.approx(0.5)
 
 
+def coco_file(path, target, height, width):
+    """The objects of a target as the ground truth of one image."""
+    pytest.importorskip("faster_coco_eval")
+    annotations = [
+        {
+            "id": i, "image_id": 1, "category_id": 1 + label, "area": (right - left) * (bottom - top), "iscrowd": 0,
+            "bbox": [left, top, right - left, bottom - top],
+            "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+        }
+        for i, ((left, top, right, bottom), label) in enumerate(
+            zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True), 1
+        )
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": 1, "file_name": "one.png", "height": height, "width": width}], "annotations": annotations,
+        "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}],
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_one_image_is_learned(make_detector, scene, system):
-    detector = make_detector(system)
+def test_one_image_is_learned(make_detector, scene, system, tmp_path):
+    """To an average precision of 1: the strictest overlap that it counts is 0.95."""
+    torch.manual_seed(0)
     image, target = scene
+    height, width = image.shape[1:]
+    detector = make_detector(system, eval_size=height)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
-    steps = 240 if system == "retinanet" else 120
+    steps = 400
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     detector.train()
     for _ in range(steps):
-        loss = sum(detector([image], [target]).values())
+        # Cropped by a few pixels: anchors between object and background are trained in neither sense, and on an image
+        # that never moves those between the thresholds are always the same.
+        top, left = torch.randint(9, (2,)).tolist()
+        moved = {
+            "boxes": target["boxes"] - torch.tensor([left, top, left, top]), "labels": target["labels"],
+            "masks": target["masks"][:, top:, left:],
+        }  # fmt: skip
+        loss = sum(detector([image[:, top:, left:]], [moved]).values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
@@ -189,15 +222,12 @@ def test_one_image_is_learned(make_detector, scene, system):
     detector.eval()
     with torch.inference_mode():
         found = detector([image])[0]
-    strong = torch.arange(3)
-    assert found["scores"][strong].min() > 0.5
-    overlap = box_iou(target["boxes"], found["boxes"][strong])
-    assert overlap.amax(1).min() > 0.75
-    assert found["labels"][strong][overlap.argmax(1)].tolist() == [0, 1, 0]
-    if detector.has_masks:
-        masks = found["masks"][strong][overlap.argmax(1)]
-        truth = target["masks"].bool()
-        assert ((masks & truth).flatten(1).sum(1) / (masks | truth).flatten(1).sum(1)).min() > 0.75
+    truth = coco_file(tmp_path / "truth.json", target, height, width)
+    metrics = CocoMetrics(truth, [1, 2], [1], detector.has_masks)
+    metrics.update(1, found)
+    measured = metrics.compute()
+    assert measured["box_AP"] == 100
+    assert measured.get("mask_AP", 100) == 100
 
 
 def test_what_does_not_fit_is_told(make_detector, scene):

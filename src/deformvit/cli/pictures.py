@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,6 +92,22 @@ def _classify(
     return failed
 
 
+def _readable(inputs: list[tuple[str, Any]], output: Path, failed: list[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """Name of the picture to write, path and pixels of each image; adds to ``failed`` what cannot be read."""
+    from tqdm import tqdm
+
+    output.mkdir(parents=True, exist_ok=True)
+    names = names_for([path for path, _ in inputs])
+    shown = tqdm(inputs, unit="image", leave=False, disable=not sys.stderr.isatty() or len(inputs) < 2)
+    for name, (path, source) in zip(names, shown, strict=True):
+        try:
+            image = pixels(source)
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        yield name, path, image
+
+
 def _detect(
     network: Detector, info: ModelInfo, inputs: list[tuple[str, Any]], place: torch.device, output: Path,
     threshold: float,
@@ -102,17 +119,10 @@ def _detect(
     from deformvit.metrics.detection import coco_results
     from deformvit.storage import write_atomically
 
-    failed, results, listed = [], [], []
+    failed: list[str] = []
+    results, listed = [], []
     categories = list(range(1, len(info.classes) + 1))
-    output.mkdir(parents=True, exist_ok=True)
-    names = names_for([name for name, _ in inputs])
-    shown = tqdm(inputs, unit="image", leave=False, disable=not sys.stderr.isatty() or len(inputs) < 2)
-    for number, (name, (path, source)) in enumerate(zip(names, shown, strict=True), 1):
-        try:
-            image = pixels(source)
-        except UserError as error:
-            failed.append(str(error))
-            continue
+    for number, (name, path, image) in enumerate(_readable(inputs, output, failed), 1):
         with torch.inference_mode():
             found = {key: value.cpu() for key, value in network([image.to(place)])[0].items()}
         results += coco_results(number, found, categories)
@@ -138,16 +148,8 @@ def _segment(
 
     from deformvit.figures import dense
 
-    failed = []
-    output.mkdir(parents=True, exist_ok=True)
-    names = names_for([name for name, _ in inputs])
-    shown = tqdm(inputs, unit="image", leave=False, disable=not sys.stderr.isatty() or len(inputs) < 2)
-    for name, (_, source) in zip(names, shown, strict=True):
-        try:
-            image = pixels(source)
-        except UserError as error:
-            failed.append(str(error))
-            continue
+    failed: list[str] = []
+    for name, _, image in _readable(inputs, output, failed):
         with torch.inference_mode():
             found = network.predict(image.to(place)).cpu()
         picture = output / f"{name}.png"

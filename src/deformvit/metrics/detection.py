@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deformvit.data.coco import Unusable, read_box, read_coco, read_segmentation, run_lengths
+from deformvit.data.annotations import Unusable, read_box, read_coco, read_segmentation, run_lengths
 from deformvit.data.datasets import DataError
 
 Prediction = dict[str, Tensor]

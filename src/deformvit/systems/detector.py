@@ -13,7 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.transforms.v2 import functional as images_v2
 
@@ -22,6 +22,7 @@ from deformvit.errors import UserError
 from deformvit.sizes import fit
 from deformvit.systems.backbone import Backbone
 from deformvit.systems.cascade import CascadeRoIHeads
+from deformvit.systems.masks import TARGET_SHIFT, paste
 from deformvit.systems.pyramid import RATIOS, Anchors, Pyramid, roi_pool
 
 Target = dict[str, Tensor]
@@ -141,9 +142,10 @@ class Detector(nn.Module):
         found = {"boxes": boxes, "scores": result["scores"], "labels": result["labels"] - self.first_label}
         if "masks" in result:
             pasted = [torch.zeros(0, rows, cols, dtype=torch.bool, device=boxes.device)]
+            shift = (TARGET_SHIFT * rows / height, TARGET_SHIFT * cols / width)
             for start in range(0, len(boxes), 16):  # floats of all masks at once are gigabytes for large images
                 part = slice(start, start + 16)
-                pasted.append(paste_masks_in_image(result["masks"][part].float(), boxes[part], image)[:, 0] >= 0.5)
+                pasted.append(paste(result["masks"][part, 0].float(), boxes[part], image, shift) >= 0.5)
             found["masks"] = torch.cat(pasted)
         return found
 
