@@ -199,7 +199,7 @@ def test_corrupt_training_image_is_named(tmp_path, capsys, workers):
     (tmp_path / "train" / "cat" / "2.png").write_bytes(b"no image")
     err = fails(
         capsys, *TINY_RUN, "--data.root", tmp_path, "--data.workers", workers, "--data.batch-size", 4,
-        "--run.output", tmp_path / "run",
+        "--data.max-unreadable", 0, "--run.output", tmp_path / "run",
     )  # fmt: skip
     assert "cat/2.png: not a readable image" in err
     assert err.count("\n") == 1

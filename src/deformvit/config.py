@@ -33,9 +33,11 @@ class LoaderConfig:
     """A folder with train/ and val/ by class, a folder of train*.parquet and val*.parquet (or test*) files in the
     Hugging Face datasets' image format, or `sample` for the embedded Fashion-MNIST."""
     batch_size: int = 128
-    """Images per training step."""
+    """Images of an optimiser step, shared by all processes and their accumulated batches."""
     workers: int = 1
-    """Loader processes; 0 loads in the training process."""
+    """Loader processes of each process; 0 loads in the training process."""
+    max_unreadable: int = 50
+    """Damaged training images that are passed over, with a word for each, before the run stops."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, from 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -108,6 +110,8 @@ class OptimConfig:
     """AdamW's moments."""
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 for no clipping."""
+    layer_decay: float = 0.0
+    """Each layer's rate is that of the one behind it times this; 0 for one rate."""
 
 
 @dataclass
@@ -128,6 +132,24 @@ class RunConfig:
     """A torch device; auto takes the GPU if there is one."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every process has the whole model, or a part of it (fully_shard)."""
+    accumulate: int = 1
+    """Batches that each process computes one after another for an optimiser step."""
+    grad_checkpointing: bool = False
+    """Recompute blocks in backward instead of storing their activations."""
+    compile: bool = False
+    """Train through torch.compile."""
+    channels_last: bool = False
+    """Channels last in memory."""
+    ema: float = 0.0
+    """Decay of an average of the weights, which is then evaluated and saved instead of them; 0 for none."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no number stops the run, or its step is left out, at most 10 in a row."""
+    save_minutes: float = 15.0
+    """Between checkpoints; one is written at the end of every epoch too."""
+    keep: int = 2
+    """How many of the last checkpoints stay."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     progress: bool = True
@@ -147,16 +169,24 @@ class BaseConfig:
         for name, value in self._positive().items():
             if not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
-        for name, value in {"data.workers": self.data.workers, "run.steps": self.run.steps}.items():
+        not_negative = {
+            "data.workers": self.data.workers, "data.max_unreadable": self.data.max_unreadable,
+            "run.steps": self.run.steps, "run.save_minutes": self.run.save_minutes,
+        }  # fmt: skip
+        for name, value in not_negative.items():
             if value < 0:
                 raise UserError(f"{name} must not be negative, got {value}")
+        for name, value in {"run.ema": self.run.ema, "optim.layer_decay": self.optim.layer_decay}.items():
+            if not 0 <= value < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, got {value}")
         if self.optim.schedule == "steps" and not self.optim.milestones:
             raise UserError("optim.schedule steps needs optim.milestones, the epochs after which the rate falls")
 
     def _positive(self) -> dict[str, float]:
         return {
             "data.batch_size": self.data.batch_size, "run.epochs": self.run.epochs,
-            "run.eval_every": self.run.eval_every, "optim.lr": self.optim.lr,
+            "run.eval_every": self.run.eval_every, "run.accumulate": self.run.accumulate, "run.keep": self.run.keep,
+            "optim.lr": self.optim.lr,
         }  # fmt: skip
 
 
@@ -188,7 +218,7 @@ class DetectionDataConfig(LoaderConfig):
     """A folder with train.json, val.json, train/ and val/, or COCO's own layout: annotations/instances_train2017.json,
     train2017/ and so on."""
     batch_size: int = 16
-    """Images per training step."""
+    """Images of an optimiser step, shared by all processes and their accumulated batches."""
     min_size: tuple[int, ...] = (800,)
     """Training resizes the shorter side to one of these, drawn anew for each image."""
     max_size: int = 1333
@@ -216,7 +246,7 @@ class SegmentationDataConfig(LoaderConfig):
     """A folder with images/training, images/validation, annotations/training and annotations/validation (PNG), and
     optionally classes.json, a list of names."""
     batch_size: int = 16
-    """Images per training step."""
+    """Images of an optimiser step, shared by all processes and their accumulated batches."""
     scale: tuple[int, int] = (512, 2048)
     """Images are resized so that their shorter and longer sides fit into these."""
     ratio_range: tuple[float, float] = (0.5, 2.0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank() -> int:
@@ -30,6 +32,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def broadcast(value: Any) -> Any:
+    """What the first process passed, in all of them."""
+    if size() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
     """Join the processes that torchrun started; does nothing in a process that was started alone."""
@@ -39,7 +50,10 @@ def processes() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps the store when it starts processes again; under the same names they find the addresses of the dead.
+    store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=count)
     try:
         yield
     finally:

@@ -4,76 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from small_runs import assert_same_state, lines, run, small, weights, without_times
 
 from deformvit import UserError, load_model, recipes
-from deformvit.engine import checkpoint, loop
+from deformvit.engine import loop
+from deformvit.engine.checkpoint import CheckpointError, Checkpoints
+from deformvit.engine.loader import steps_per_epoch
 from deformvit.engine.optim import build_optimizer, build_schedule
 from deformvit.tasks import classification
 from deformvit.tasks.classification import Classification
-
-TINY = {
-    "dims": "(8, 16, 16, 16)", "num_heads": "(1, 2, 2, 2)", "groups": "(1, 1, 1, 2)", "depths": "(1, 2, 2, 1)",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Two classes of 36 noisy images: bright above, or bright on the left."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(3)
-    for split, count in (("train", 24), ("val", 12)):
-        for name in ("top", "left"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = torch.randint(0, 120, (28, 28), generator=generator, dtype=torch.uint8)
-                half = pixels[:14] if name == "top" else pixels[:, :14]
-                half += 100
-                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    return root
-
-
-def small(images: Path, output: Path, epochs: int = 4, **augment) -> recipes.Config:
-    config = recipes.demo()
-    config.model.args = dict(TINY)
-    config.model.drop_path_rate = 0.1
-    config.data.root = str(images)
-    config.data.batch_size = 8
-    config.augment = dataclasses.replace(config.augment, hflip=0.0, **augment)
-    config.run = dataclasses.replace(config.run, epochs=epochs, output=output, progress=False)
-    return config
-
-
-def run(config):
-    return loop.fit(Classification(config), config)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(folder / "last.pt")["model"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def test_it_learns_and_leaves_a_usable_model(images, tmp_path):
@@ -92,73 +34,75 @@ def test_it_learns_and_leaves_a_usable_model(images, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize(("workers", "amp"), [(0, "none"), (2, "none"), (0, "bf16"), (0, "fp16")])
-def test_resumed_run_equals_the_uninterrupted_one(images, tmp_path, workers, amp):
+@pytest.mark.parametrize(
+    ("workers", "amp", "more"),
+    [
+        (0, "none", {}), (2, "none", {}), (0, "bf16", {}), (0, "fp16", {}),
+        (0, "none", {"ema": 0.9, "accumulate": 2, "grad_checkpointing": True, "channels_last": True}),
+    ],
+)  # fmt: skip
+def test_run_resumed_inside_an_epoch_equals_the_uninterrupted_one(images, tmp_path, workers, amp, more):
     options = {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25}
     whole, parts = small(images, tmp_path / "whole", **options), small(images, tmp_path / "parts", **options)
-    whole.data.workers = parts.data.workers = workers
-    whole.run.amp = parts.run.amp = amp
+    for config in (whole, parts):
+        config.data.workers = workers
+        config.run = dataclasses.replace(config.run, amp=amp, **more)
     run(whole)
 
     class Stop(Exception):
         pass
 
     class Interrupted(Classification):
-        def train_batches(self, epoch):
-            if epoch == 2:
-                raise Stop
-            return super().train_batches(epoch)
+        taken = 0
 
+        def losses(self, model, batch, device):
+            self.taken += 1
+            if self.taken > 9 * parts.run.accumulate:  # in the second epoch of six steps
+                raise Stop
+            return super().losses(model, batch, device)
+
+    parts.run.save_minutes = 1e-9  # after every step
     with pytest.raises(Stop):
         loop.fit(Interrupted(parts), parts)
-    assert checkpoint.load(tmp_path / "parts" / "last.pt")["epoch"] == 2
+    assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [9, 8]
     parts.run.resume = True
+    parts.run.save_minutes = 0
     run(parts)
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
     assert without_times(lines(tmp_path / "whole")) == without_times(lines(tmp_path / "parts"))
 
 
-def test_killed_process_resumes(images, tmp_path):
-    arguments = [
-        "train", "demo", "--data.root", str(images), "--data.batch-size", "8", "--run.epochs", "6", "--run.no-progress",
-        "--augment.hflip", "0", "--model.drop-path-rate", "0.1", "--model.args",
-        *(word for pair in TINY.items() for word in pair),
-    ]  # fmt: skip
-
-    def command(output):
-        return [sys.executable, "-m", "deformvit", *arguments, "--run.output", str(tmp_path / output)]
-
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None, "ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 1 <= checkpoint.load(tmp_path / "killed" / "last.pt")["epoch"] <= 6
-
-    refused = subprocess.run(command("killed"), capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "pass --run.resume" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    subprocess.run([*command("killed"), "--run.resume"], check=True, stdout=subprocess.DEVNULL)
-    run(small(images, tmp_path / "whole", epochs=6))
-    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert [row["epoch"] for row in lines(tmp_path / "killed")] == list(range(6))
-    assert not list((tmp_path / "killed").glob(".*tmp"))
-
-
-@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
-def test_damaged_checkpoint_is_told(images, tmp_path, damage):
-    config = small(images, tmp_path / "run", epochs=1)
-    run(config)
-    last = tmp_path / "run" / "last.pt"
-    last.write_bytes(last.read_bytes()[:3000] if damage is None else damage)
-    config.run.resume = True
-    with pytest.raises(checkpoint.CheckpointError, match=r"last\.pt: not a readable checkpoint"):
+def test_workers_and_accumulation_change_nothing(images, tmp_path):
+    """But rounding: neither who loads images nor in how many parts a step is computed."""
+    configs = [small(images, tmp_path / name, epochs=2, color_jitter=0.4) for name in ("one", "two", "four")]
+    configs[1].data.workers = 2
+    configs[2].run.accumulate = 4
+    for config in configs:
+        config.model.drop_path_rate = 0.0
         run(config)
+    assert_same_state(tmp_path / "one", tmp_path / "two")
+    one, four = (lines(tmp_path / name)[-1]["train_loss"] for name in ("one", "four"))
+    assert one == pytest.approx(four, rel=1e-3)
+
+
+def test_average_of_weights_is_evaluated_and_saved(images, tmp_path):
+    config = small(images, tmp_path / "run", epochs=1)
+    config.run.ema = 0.5
+    seen = []
+
+    class Watched(Classification):
+        def losses(self, model, batch, device):
+            seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+            return super().losses(model, batch, device)
+
+    loop.fit(Watched(config), config)
+    seen.append(weights(tmp_path / "run", "model"))
+    expected = seen[0]
+    for later in seen[1:]:
+        expected = {name: 0.5 * value + 0.5 * later[name] for name, value in expected.items()}
+    model, _ = load_model(str(tmp_path / "run" / "best.safetensors"))
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_checkpoint_of_another_model_is_told(images, tmp_path):
@@ -166,19 +110,17 @@ def test_checkpoint_of_another_model_is_told(images, tmp_path):
     run(config)
     config.run.resume = True
     config.model.args["depths"] = "(1, 2, 4, 1)"
-    with pytest.raises(checkpoint.CheckpointError, match="does not belong to this run"):
+    with pytest.raises(CheckpointError, match="does not belong to this run: model"):
         run(config)
-
-
-def test_nonfinite_loss_stops_with_its_place(images, tmp_path):
-    config = small(images, tmp_path / "run")
-
-    class Broken(Classification):
-        def losses(self, model, batch, device):
-            return {name: loss * float("nan") for name, loss in super().losses(model, batch, device).items()}
-
-    with pytest.raises(loop.NonFiniteLoss, match="nan at epoch 1, step 1 of 6"):
-        loop.fit(Broken(config), config)
+    config.model.args["depths"] = "(1, 2, 2, 1)"
+    config.model.args["dims"] = "(8, 16, 16, 32)"
+    with pytest.raises(CheckpointError, match=r"is \(.*\) there, \(.*\) here"):
+        run(config)
+    config = small(images, tmp_path / "run", epochs=1)
+    config.run.resume = True
+    config.data.batch_size = 6
+    with pytest.raises(CheckpointError, match="its epochs have 6 steps, those of this run 8"):
+        run(config)
 
 
 def test_start_from_a_checkpoint_of_other_classes(images, tmp_path):
@@ -278,7 +220,7 @@ def test_polynomial_schedule_is_the_segmenters():
 
 def test_a_run_of_steps_ends_inside_an_epoch(images, tmp_path):
     config = small(images, tmp_path / "run")
-    steps = Classification(config).steps_per_epoch()
+    steps = steps_per_epoch(Classification(config).train_set, config)
     config.run.steps = steps + 2
     taken = []
 
@@ -289,11 +231,7 @@ def test_a_run_of_steps_ends_inside_an_epoch(images, tmp_path):
 
     loop.fit(Counting(config), config)
     assert len(taken) == steps + 2
-    assert [line["epoch"] for line in read_metrics(config.run.output)] == [0, 1]
-
-
-def read_metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines(config.run.output)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -315,10 +253,10 @@ def test_task_refuses_what_cannot_train(images, tmp_path):
     config = small(images, tmp_path)
     config.data.batch_size = 100
     with pytest.raises(UserError, match="48 training images do not fill a batch of 100"):
-        Classification(config)
+        run(config)
     config.data.batch_size = 7
     config.augment.mixup = 0.8
-    with pytest.raises(UserError, match="must be even, got 7"):
+    with pytest.raises(UserError, match="an even number, not 7"):
         Classification(config)
     config = small(images, tmp_path)
     config.model.args["postion"] = "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -41,13 +42,18 @@ def main(args: list[str] | None = None) -> None:
         if message.startswith("Caught ") and "DataLoader worker" in message:  # the error is the traceback's last line
             message = message.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"deformvit: {' '.join(message.split())}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(error.exit_code) from error
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         extra = EXTRAS.get(package)
         if extra is None:
             raise
         print(f"deformvit: this needs {package}: pip install 'deformvit[{extra}]'", file=sys.stderr)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"deformvit: no space left on the disk: {error.filename or 'writing results'}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -32,11 +32,14 @@ else:
 
 def train(config: Recipe) -> None:
     """Train a recipe; every field of its configuration is an option."""
+    from deformvit import parallel
     from deformvit.engine import loop
 
-    metrics = loop.fit(_task(config), config)
-    print_values([(name, f"{value:.4g}") for name, value in metrics.items()])
-    print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
+    with parallel.processes():
+        metrics = loop.fit(_task(config), config)
+        if parallel.rank() == 0:
+            print_values([(name, f"{value:.4g}") for name, value in metrics.items()])
+            print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
 
 
 def _task(config: Any) -> Task:
@@ -148,7 +151,7 @@ def _classifier(
     from torch.utils.data import DataLoader
 
     from deformvit.data import DataError, eval_transform, open_split
-    from deformvit.tasks import classification
+    from deformvit.tasks import classification, loading
 
     need_classes(model, info)
     transform = eval_transform(info.img_size, info.crop_pct, resize or info.resize, info.mean, info.std)
@@ -159,5 +162,7 @@ def _classifier(
             f"{data} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {model} knows "
             f"{', '.join(info.classes[:5])}, ... ({len(info.classes)})"
         )
-    metrics = classification.evaluate(network, DataLoader(images, batch_size, num_workers=workers), place, shown)
+    metrics = classification.evaluate(
+        network, DataLoader(loading.shared(images), batch_size, num_workers=workers), place, shown
+    )
     return [("images", str(len(images))), *((name, f"{value:.4g}") for name, value in metrics.items())]

@@ -8,7 +8,7 @@ from array import array
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from deformvit.data.datasets import DataError
+from deformvit.errors import DataError
 
 Segmentation: TypeAlias = "list[array[float]] | dict[str, Any]"
 """A mask as it is kept: polygons, each x, y, x, y, ... in pixels; or a run-length encoding {"size", "counts"}."""

@@ -28,7 +28,8 @@ from deformvit.data.annotations import (
     read_segmentation,
     run_lengths,
 )
-from deformvit.data.datasets import DataError, decode
+from deformvit.data.datasets import decode
+from deformvit.errors import DataError
 
 Target = dict[str, Tensor]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Tensor, Target]]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from deformvit.errors import UserError
+from deformvit.errors import DataError, UnreadableImage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,21 +23,17 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", 
 """Names that a split may have, in order of preference."""
 
 
-class DataError(UserError):
-    """Images or labels cannot be read; the message names the file and what was expected."""
-
-
 def decode(source: bytes | Path, name: str) -> Image.Image:
     """Decode an image into RGB.
 
     Raises:
-        DataError: naming ``name``, when it is no image or a damaged one.
+        UnreadableImage: naming ``name``, when it is no image or a damaged one.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: not a readable image ({error})") from error
+        raise UnreadableImage(f"{name}: not a readable image ({error})") from error
 
 
 class ParquetImages(Dataset[tuple[Any, int]]):
@@ -95,7 +91,7 @@ class ParquetImages(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         data = self.images[index].as_py()
         if data is None:
-            raise DataError(f"{self.name}: row {index} has no image bytes")
+            raise UnreadableImage(f"{self.name}: row {index} has no image bytes")
         image = decode(data, f"{self.name}, row {index}")
         return (self.transform(image) if self.transform else image), self.labels[index]
 

@@ -1,43 +1,248 @@
-"""Training state on disk: written whole or not at all, read without executing anything."""
+"""Training states: PyTorch's distributed checkpoints, written whole or not at all, checked before they are read.
+
+A state is a folder ``step-00001234``: the tensors in files of ``torch.distributed.checkpoint``, which every process
+writes its part of and any number of processes reads; ``state.json`` with everything that is no tensor; ``files.json``
+with sizes and SHA-256 sums of the others. It is written under another name and moved when it is complete. Reading
+executes nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import json
+import os
 import pickle
-import struct
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
+from deformvit import parallel
 from deformvit.errors import UserError
-from deformvit.storage import write_atomically
+
+PREFIX = "step-"
+_ALLOWED = {
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("pathlib._local", "WindowsPath"),
+}
+"""What the index of a distributed checkpoint of tensors names, besides dtypes; other contents would be pickles."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be used; the message says which and why."""
+    """A checkpoint cannot be used or written; the message says which and why."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state atomically."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a training state onto the CPU.
+class _Reader(FileSystemReader):
+    """PyTorch's reader unpickles whatever the index of a checkpoint names; this one only what belongs there."""
 
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
+    def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("its index is none")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class Checkpoints:
+    """The training states of a run, of which the last few are kept.
+
+    Args:
+        folder: where they are; created when the first is written. Every process must see it.
+        keep: how many stay.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """The steps that have a state, newest first."""
+        found = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
+        return sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """Folder of the state of a step."""
+        return self.folder / f"{PREFIX}{step:08d}"
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write a state; all processes call it together. What was written before stays until it is complete.
+
+        Raises:
+            CheckpointError: it cannot be written, such as on a full disk; in all processes.
+        """
+        target = self.path(step)
+        temporary = self.folder / f".{target.name}.tmp"
+        problem = _tried(lambda: self._prepare(temporary)) if parallel.rank() == 0 else ""
+        problem = _first(problem) or _first(_tried(lambda: _write(tensors, temporary)))
+        if parallel.rank() == 0 and not problem:
+            problem = _tried(lambda: self._finish(temporary, target, state))
+        problem = _first(problem)
+        if problem:
+            if parallel.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(f"{target} cannot be written: {problem}; what was written before is whole")
+
+    def _prepare(self, temporary: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
+        temporary.mkdir()
+
+    def _finish(self, temporary: Path, target: Path, state: dict[str, Any]) -> None:
+        (temporary / "state.json").write_text(json.dumps(state))
+        files = {path.name: _summary(path) for path in sorted(temporary.iterdir())}
+        (temporary / "files.json").write_text(json.dumps(files, indent=1))
+        for path in (*temporary.iterdir(), temporary):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        if target.exists():  # of the same step, from before the run was resumed further back
+            shutil.rmtree(target)
+        temporary.rename(target)
+        for step in self.steps()[self.keep :]:
+            shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def newest(self) -> int | None:
+        """The newest step whose state is undamaged, with a word about those that are not; the same in all processes.
+
+        Raises:
+            CheckpointError: there are states, but none of them is whole.
+        """
+        chosen, problems = None, []
+        if parallel.rank() == 0:
+            for step in self.steps():
+                problem = damage(self.path(step))
+                if not problem:
+                    chosen = step
+                    break
+                problems.append(f"{self.path(step)}: {problem}")
+            for problem in problems:
+                print(f"deformvit: {problem}; the one before is taken", file=sys.stderr)
+        chosen, problems = parallel.broadcast((chosen, problems))
+        if chosen is None and problems:
+            raise CheckpointError(f"no checkpoint to resume from: {problems[0]}")
+        return chosen
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What is no tensor of a state."""
+        return json.loads((self.path(step) / "state.json").read_text())
+
+    def load(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Read the tensors of a state into those given, of the same names and shapes.
+
+        Raises:
+            CheckpointError: names or shapes differ, or it holds more than tensors.
+        """
+        path = self.path(step)
+        try:
+            reader = _Reader(path)
+            entries = reader.read_metadata().state_dict_metadata
+            names = sorted(entries.keys() ^ tensors.keys())
+            if names:
+                raise CheckpointError(f"{path} does not belong to this run: {names[0]} is only in one of the two")
+            for name, tensor in tensors.items():
+                size = tuple(entries[name].size)  # type: ignore[union-attr]
+                if size != tuple(tensor.shape):
+                    raise CheckpointError(
+                        f"{path} does not belong to this run: {name} is {size} there, {tuple(tensor.shape)} here"
+                    )
+            with _quiet():
+                load(tensors, storage_reader=reader)
+        except (pickle.UnpicklingError, CheckpointException, OSError, EOFError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the files of a state; empty if they are as they were written."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-        OSError, struct.error,
-    ) as error:  # fmt: skip
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a mapping, found {type(state).__name__}")
-    return state
+        files = json.loads((path / "files.json").read_text())
+        for name, (size, digest) in files.items():
+            found = _summary(path / name)
+            if found[0] != size:
+                return f"damaged, {name} has {found[0]} bytes instead of {size}"
+            if found[1] != digest:
+                return f"damaged, the contents of {name} have changed"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"damaged ({_reason(error)})"
+    return "" if {".metadata", "state.json"} <= files.keys() else "damaged, files.json names not all files"
+
+
+def _summary(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return path.stat().st_size, digest.hexdigest()
+
+
+def _write(tensors: dict[str, Tensor], folder: Path) -> None:
+    with _quiet():
+        save(tensors, storage_writer=FileSystemWriter(folder, overwrite=True))
+
+
+def _tried(action: Any) -> str:
+    """Why an action failed to write; empty if it did not."""
+    try:
+        action()
+    except (OSError, RuntimeError, CheckpointException) as error:
+        return _reason(error)
+    return ""
+
+
+def _first(problem: str) -> str:
+    """A problem of any process, known to all."""
+    return next(filter(None, parallel.gather(problem)), "")
+
+
+def _reason(error: BaseException) -> str:
+    """One line; of a failed distributed operation, what failed in the first process that did."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left on the disk"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's remark that a single process saves on its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        yield

@@ -12,12 +12,16 @@ from torch.utils.tensorboard import SummaryWriter
 class MetricsLog:
     """Appends one JSON object per epoch to ``metrics.jsonl`` and its numbers to TensorBoard.
 
-    Lines of epochs from ``first_epoch`` on, which a resumed run will write again, are dropped.
+    Lines of epochs from ``first_epoch`` on, which a resumed run will write again, are dropped. Where it is not
+    ``active``, in all processes but one, it does nothing.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, first_epoch: int = 0, active: bool = True) -> None:
+        self._board: SummaryWriter | None = None
         self.path = folder / "metrics.jsonl"
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         kept = []
         if first_epoch and self.path.is_file():
             for line in self.path.read_text().splitlines():
@@ -31,6 +35,8 @@ class MetricsLog:
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Record the metrics of an epoch, counted from 0."""
+        if self._board is None:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
         for name, value in metrics.items():
@@ -41,4 +47,5 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()

@@ -9,13 +9,21 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from deformvit.config import BaseConfig
+from deformvit.errors import UserError
 
 
 def build_optimizer(model: nn.Module, config: BaseConfig) -> torch.optim.Optimizer:
-    """AdamW whose weight decay spares norms, biases and what the model's ``no_weight_decay`` names."""
+    """AdamW whose weight decay spares norms, biases and what the model's ``no_weight_decay`` names.
+
+    Raises:
+        UserError: layer-wise rates for a model that does not say what its layers are.
+    """
+    optim = config.optim
+    if optim.layer_decay and not hasattr(model, "group_matcher"):
+        raise UserError(f"optim.layer_decay: {type(model).__name__} does not say what its layers are")
     return create_optimizer_v2(
-        model, opt="adamw", lr=config.optim.lr * _batch_scale(config), weight_decay=config.optim.weight_decay,
-        betas=config.optim.betas,
+        model, opt="adamw", lr=optim.lr * _batch_scale(config), weight_decay=optim.weight_decay, betas=optim.betas,
+        layer_decay=optim.layer_decay or None,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ import torch
 
 from deformvit.errors import UserError
 
+_WORD = 2**64 - 1
+
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one, else the CPU.
+    """``auto`` is the GPU if there is one, under torchrun that of this process, else the CPU.
 
     Raises:
         UserError: a device that torch does not know or this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -28,11 +31,40 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def mix(*values: int) -> int:
+    """One seed of 32 bits from several numbers, such as a run's seed and a step; neighbours give unrelated seeds.
+
+    The finaliser of SplitMix64 (Steele et al., 2014) after each number.
+    """
+    state = 0
+    for value in values:
+        state = (state ^ value) + 0x9E3779B97F4A7C15 & _WORD
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
+        state ^= state >> 31
+    return state & 0xFFFFFFFF
+
+
 def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
+    """Seed Python, NumPy and torch, on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers on the CPU from a seed; afterwards they go on as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deformvit.data.annotations import Unusable, read_box, read_coco, read_segmentation, run_lengths
-from deformvit.data.datasets import DataError
+from deformvit.errors import DataError
 
 Prediction = dict[str, Tensor]
 """``boxes`` (n, 4), x1, y1, x2, y2 in pixels of the original image; ``scores`` (n,); ``labels`` (n,) from 0; optionally

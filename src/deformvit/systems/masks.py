@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 TARGET_SHIFT = 0.5
-"""Pixels that the targets which torchvision trains masks on lie up and left of the objects in the box: its RoIAlign takes
-a pixel to be at its upper left corner."""
+"""Pixels that the targets which torchvision trains masks on lie up and left of the objects in the box: its RoIAlign
+takes a pixel to be at its upper left corner."""
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:

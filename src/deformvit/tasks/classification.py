@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
+from deformvit import parallel
 from deformvit.config import Config
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.errors import UserError
 from deformvit.models import convert, files, released
-from deformvit.tasks.loading import check_filled, shuffled
+from deformvit.tasks.loading import shared
 
 Batch = tuple[Tensor, Tensor]
 
@@ -52,12 +53,15 @@ class Classification:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
         self.classes: list[str] = self.train_set.classes
-        check_filled(self.train_set, config)
         augment = config.augment
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
-            if data.batch_size % 2:
-                raise UserError(f"Mixup pairs images, so data.batch_size must be even, got {data.batch_size}")
+            together = data.batch_size // (parallel.size() * config.run.accumulate)
+            if together % 2:
+                raise UserError(
+                    f"Mixup pairs the images of a process and micro-batch, so there must be an even number, not "
+                    f"{together} (data.batch_size {data.batch_size} in all)"
+                )
             self.mixup = Mixup(
                 augment.mixup, augment.cutmix, label_smoothing=augment.smoothing, num_classes=len(self.classes)
             )
@@ -98,13 +102,13 @@ class Classification:
         except convert.ConversionError as error:
             raise UserError(f"{path}: {error}") from error
 
-    def steps_per_epoch(self) -> int:
-        """Whole batches only."""
-        return len(self.train_set) // self.config.data.batch_size
+    def body(self, model: nn.Module) -> nn.Module:
+        """All of it."""
+        return model
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
-        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        return shuffled(self.train_set, self.config, epoch, pin_memory=torch.cuda.is_available())
+    def collate(self, items: list[Any]) -> Batch:
+        """Images and labels, stacked."""
+        return default_collate(items)
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Cross-entropy with smoothed or mixed labels."""
@@ -116,7 +120,7 @@ class Classification:
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
         """top1 and top5 in percent and the mean cross-entropy, over all validation images."""
         data = self.config.data
-        loader = DataLoader(self.val_set, data.eval_batch_size, num_workers=data.workers)
+        loader = DataLoader(shared(self.val_set), data.eval_batch_size, num_workers=data.workers)
         return evaluate(model, loader, device, progress)
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
@@ -132,11 +136,13 @@ class Classification:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device, progress: bool) -> dict[str, float]:
-    """Accuracy of ``model`` over a loader of (images, labels)."""
+    """Accuracy of ``model`` over a loader of (images, labels), which in several processes are shares of them."""
     was_training = model.training
     model.eval()
     count, loss, hits = 0, 0.0, torch.zeros(2)
-    for images, labels in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
+    for images, labels in tqdm(
+        loader, desc="evaluate", unit="batch", leave=False, disable=(not progress or parallel.rank() > 0) or None
+    ):
         labels = labels.to(device)
         logits = model(images.to(device)).float()
         top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -144,6 +150,9 @@ def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device, pr
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += len(labels)
     model.train(was_training)
+    everyone = parallel.gather((count, loss, hits))
+    count, loss = sum(part[0] for part in everyone), sum(part[1] for part in everyone)
+    hits = torch.stack([part[2] for part in everyone]).sum(0)
     if count == 0:
         return {"top1": math.nan, "top5": math.nan, "loss": math.nan}
     top1, top5 = (100 * hits / count).tolist()

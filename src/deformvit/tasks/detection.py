@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from deformvit import parallel
@@ -20,7 +19,7 @@ from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import check_filled, shuffled
+from deformvit.tasks.loading import shared
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -36,21 +35,21 @@ class Detection:
         self.train_set = coco.open_coco(data.root, "train", transforms.train_transform(data), masks=self.masks)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
-        for problem in (*self.train_set.problems, *self.val_set.problems):
+        for problem in (*self.train_set.problems, *self.val_set.problems) if parallel.rank() == 0 else ():
             print(f"deformvit: {problem}", file=sys.stderr)
-        check_filled(self.train_set, config)
 
     def build_model(self) -> nn.Module:
         """The detector, its backbone from ``model.checkpoint`` where that is set."""
         return build_detector(self.config, len(self.classes), parse_args(self.config.model.args))
 
-    def steps_per_epoch(self) -> int:
-        """Whole batches only."""
-        return len(self.train_set) // self.config.data.batch_size
+    def body(self, model: nn.Module) -> nn.Module:
+        """The backbone; what follows changes its shapes with every image."""
+        assert isinstance(model, Detector)
+        return model.backbone.model
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
-        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        return shuffled(self.train_set, self.config, epoch, collate_fn=coco.collate)
+    def collate(self, items: list[Any]) -> Batch:
+        """Lists, as images differ in size."""
+        return coco.collate(items)
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """What the system names: of classes, boxes, masks and proposals."""
@@ -89,9 +88,9 @@ def evaluate(
     metrics = CocoMetrics(
         images.ground_truth, images.category_ids, images.image_ids, model.has_masks, model.config.detections
     )
-    share = range(parallel.rank(), len(images), parallel.size())
-    loader = DataLoader(Subset(images, share), 1, num_workers=workers, collate_fn=coco.collate)
-    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=not progress or parallel.rank() > 0)
+    loader = DataLoader(shared(images), 1, num_workers=workers, collate_fn=coco.collate)
+    silent = not progress or parallel.rank() > 0
+    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=silent or None)
     for batch, targets in shown:
         found = model([image.to(device) for image in batch])
         for target, prediction in zip(targets, found, strict=True):

@@ -1,31 +1,15 @@
-"""Training batches, the same for every task."""
+"""Images that processes share in evaluation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, Subset
 
-from deformvit.config import BaseConfig
-from deformvit.errors import UserError
+from deformvit import parallel
 
 
-def check_filled(images: Dataset[Any], config: BaseConfig) -> None:
-    """Raise a UserError if there is not one whole batch of training images."""
-    count, batch = len(images), config.data.batch_size  # type: ignore[arg-type]
-    if count < batch:
-        raise UserError(f"{config.data.root}: {count} training images do not fill a batch of {batch}")
-
-
-def shuffled(images: Dataset[Any], config: BaseConfig, epoch: int, **options: Any) -> DataLoader[Any]:
-    """Whole batches in an order drawn from seed and epoch alone, so that a resumed run sees the same ones.
-
-    Args:
-        options: further arguments of the loader.
-    """
-    generator = torch.Generator().manual_seed(config.run.seed + 1_000_003 * (epoch + 1))
-    return DataLoader(
-        images, config.data.batch_size, shuffle=True, drop_last=True, num_workers=config.data.workers,
-        generator=generator, **options,
-    )  # fmt: skip
+def shared(images: Dataset[Any]) -> Subset[Any]:
+    """The images that this process evaluates: every n-th of n processes."""
+    count = len(images)  # type: ignore[arg-type]
+    return Subset(images, range(parallel.rank(), count, parallel.size()))

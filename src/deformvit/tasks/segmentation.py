@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from deformvit import parallel
@@ -19,7 +19,7 @@ from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import check_filled, shuffled
+from deformvit.tasks.loading import shared
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,21 +38,24 @@ class Segmentation:
         )  # fmt: skip
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
-        check_filled(self.train_set, config)
-        if config.head.system == "upernet" and data.batch_size < 2:
-            raise UserError(f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size}")
+        together = data.batch_size // (parallel.size() * config.run.accumulate)
+        if config.head.system == "upernet" and together < 2:
+            raise UserError(
+                f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size} in all"
+            )
 
     def build_model(self) -> nn.Module:
         """The network, its backbone from ``model.checkpoint`` where that is set."""
         return build_segmenter(self.config, len(self.classes), parse_args(self.config.model.args))
 
-    def steps_per_epoch(self) -> int:
-        """Whole batches only."""
-        return len(self.train_set) // self.config.data.batch_size
+    def body(self, model: nn.Module) -> nn.Module:
+        """The backbone."""
+        assert isinstance(model, Segmenter)
+        return model.backbone.model
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
-        """Shuffled by seed and epoch alone, so that a resumed run sees the same batches."""
-        return shuffled(self.train_set, self.config, epoch, pin_memory=torch.cuda.is_available())
+    def collate(self, items: list[Any]) -> Batch:
+        """Images and labels, stacked."""
+        return default_collate(items)
 
     def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Cross-entropy of the head, and of the auxiliary head where there is one."""
@@ -91,9 +94,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = SegmentationMetrics(model.num_classes, images.ignore_label)
-    share = range(parallel.rank(), len(images), parallel.size())
-    loader = DataLoader(Subset(images, share), None, num_workers=data.workers)
-    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=not progress or parallel.rank() > 0)
+    loader = DataLoader(shared(images), None, num_workers=data.workers)
+    silent = not progress or parallel.rank() > 0
+    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=silent or None)
     for image, labels in shown:
         predicted = model.predict(
             image.to(device), scales=data.eval_scales, flip=data.eval_flip, window=data.window,
