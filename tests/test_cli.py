@@ -218,3 +218,31 @@ def test_help(command):
     if command == ["train", "demo"]:
         assert "--optim.lr" in shown
         assert "Peak learning rate" in shown
+
+
+def test_plan_of_a_run(capsys, tmp_path):
+    """Before ImageNet is there, and with data; nothing is written."""
+    cli.main(["train", "dat-tiny-imagenet", "--dry-run", "--run.device", "cpu", "--run.accumulate", "16"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "model.drop_path_rate 0.2" in told
+    assert "weight decay 0.05" in told
+    assert "1,281,167 (imagined; not there yet)" in told
+    assert "1024 images = 1 processes x 16 batches x 64 images" in told
+    assert "the run 375,300 steps" in told
+    assert "warm-up 25,020 steps" in told
+    assert float(told.split("activations ")[1].split()[0]) == pytest.approx(4.83, rel=0.1)  # GiB for 64 images
+    cli.main([*map(str, TINY_RUN), "--dry-run", "--run.output", str(tmp_path / "run")])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "training images 6,000" in told
+    assert "the run" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_listed_with_published_results(capsys):
+    cli.main(["recipes"])
+    told = capsys.readouterr().out
+    for name, result in (
+        ("dat-tiny-imagenet", "82.0 %"), ("datpp-base-384-finetune", "85.9 %"), ("upernet-dat-base", "49.38 mIoU"),
+    ):  # fmt: skip
+        (line,) = [line for line in told.splitlines() if line.split()[0] == name]
+        assert result in line

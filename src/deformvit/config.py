@@ -154,6 +154,8 @@ class RunConfig:
     """Epochs between evaluations; the last epoch is always evaluated."""
     progress: bool = True
     """Draw a progress bar."""
+    dry_run: bool = False
+    """Train nothing: print configuration, parameter groups, steps, and estimates of memory and time. Also --dry-run."""
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The command ``deformvit``: train, eval, predict, figure, convert, table, bench. Heavy imports come with a command."""
+"""The command ``deformvit``: train, recipes, eval, predict, figure, convert, table, bench.
+
+Heavy imports come with a command.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import tyro
 from deformvit import recipes
 from deformvit.cli.pictures import figure, predict
 from deformvit.cli.tools import bench, convert, table
-from deformvit.cli.training import evaluate, train
+from deformvit.cli.training import evaluate, recipes_list, train
 from deformvit.errors import UserError
 
 EXTRAS = {
@@ -25,6 +28,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command; errors that the user can mend are one line, without a traceback."""
     commands: dict[str, Any] = {
         "train": train,
+        "recipes": recipes_list,
         "eval": evaluate,
         "predict": predict,
         "figure": figure,
@@ -35,8 +39,12 @@ def main(args: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     if words[:1] == ["train"] and words[1:2] and words[1].replace("_", "-") in recipes.ALL:
         words[1] = words[1].replace("_", "-")  # recipes go by either spelling
+    if words[:1] == ["train"]:
+        words = ["--run.dry-run" if word == "--dry-run" else word for word in words]
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="deformvit", description=__doc__, args=words)
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="deformvit", description=(__doc__ or "").splitlines()[0], args=words
+        )
     except UserError as error:
         message = str(error).strip()
         if message.startswith("Caught ") and "DataLoader worker" in message:  # the error is the traceback's last line

@@ -35,6 +35,11 @@ def train(config: Recipe) -> None:
     from deformvit import parallel
     from deformvit.engine import loop
 
+    if config.run.dry_run:
+        from deformvit.cli import plan
+
+        plan.show(_task(config, imagined=True), config)
+        return
     with parallel.processes():
         metrics = loop.fit(_task(config), config)
         if parallel.rank() == 0:
@@ -42,7 +47,13 @@ def train(config: Recipe) -> None:
             print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
 
 
-def _task(config: Any) -> Task:
+def recipes_list() -> None:
+    """List the recipes of `train`, with what the papers report of them."""
+    print_values([(name, " ".join((recipe.__doc__ or "").split())) for name, recipe in recipes.ALL.items()])
+
+
+def _task(config: Any, imagined: bool = False) -> Task:
+    """The task of a run; ImageNet may be imagined where it is not at hand."""
     if isinstance(config, DetectionConfig):
         from deformvit.tasks.detection import Detection
 
@@ -53,6 +64,11 @@ def _task(config: Any) -> Task:
         return Segmentation(config)
     from deformvit.tasks.classification import Classification
 
+    if imagined and not Path(config.data.root).exists():
+        from deformvit.cli import plan
+
+        images = plan.imagined(config)
+        return Classification(config, images, images)
     return Classification(config)
 
 

@@ -32,11 +32,17 @@ def total_steps(config: BaseConfig, steps_per_epoch: int) -> int:
     return config.run.steps or config.run.epochs * steps_per_epoch
 
 
+def warmup_steps(config: BaseConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of linear warm-up."""
+    optim = config.optim
+    wanted = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
+    return min(wanted, total_steps(config, steps_per_epoch) - 1)
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, config: BaseConfig, steps_per_epoch: int) -> Scheduler:
     """Linear warm-up, then what ``optim.schedule`` names, in optimiser steps; every rate scales with the batch."""
     optim, scale = config.optim, _batch_scale(config)
-    total = total_steps(config, steps_per_epoch)
-    warmup = min(optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch), total - 1)
+    total, warmup = total_steps(config, steps_per_epoch), warmup_steps(config, steps_per_epoch)
     if optim.schedule == "steps":
         # Milestones count from the start of the run, warm-up included; timm applies one a step early.
         milestones = [epoch * steps_per_epoch + 1 for epoch in optim.milestones]

@@ -38,17 +38,24 @@ def parse_args(args: dict[str, str]) -> dict[str, Any]:
 
 
 class Classification:
-    """The task contract of :mod:`deformvit.engine.loop` for a folder or table of labelled images."""
+    """The task contract of :mod:`deformvit.engine.loop` for a folder or table of labelled images.
+
+    Args:
+        config: the run.
+        train_set: items are a normalised image (3, H, W) and a label, ``classes`` are the names of the labels; by
+            default the training images of ``data.root``.
+        val_set: the same for evaluation.
+    """
 
     main_metric = "top1"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, train_set: Any = None, val_set: Any = None) -> None:
         self.config = config
         data = config.data
-        self.train_set = open_split(data.root, "train", train_transform(data, config.augment))
-        self.val_set = open_split(
-            data.root, "val", eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
-        )
+        evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
+        augmented = train_transform(data, config.augment)
+        self.train_set = open_split(data.root, "train", augmented) if train_set is None else train_set
+        self.val_set = open_split(data.root, "val", evaluated) if val_set is None else val_set
         if self.train_set.classes != self.val_set.classes:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
