@@ -31,7 +31,8 @@ class LoaderConfig:
 
     root: str = "sample"
     """A folder with train/ and val/ by class, a folder of train*.parquet and val*.parquet (or test*) files in the
-    Hugging Face datasets' image format, or `sample` for the embedded Fashion-MNIST."""
+    Hugging Face datasets' image format, a folder or URL of WebDataset's tar shards, or `sample` for the embedded
+    Fashion-MNIST."""
     batch_size: int = 128
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
     workers: int = 1
@@ -48,6 +49,8 @@ class LoaderConfig:
 class DataConfig(LoaderConfig):
     """Labelled images and how they are loaded."""
 
+    cache: str = ""
+    """Where tar shards from a URL are kept; by default ~/.cache/deformvit."""
     img_size: int = 224
     """Side of the square that the network sees."""
     eval_batch_size: int = 256

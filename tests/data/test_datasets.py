@@ -107,7 +107,7 @@ def test_parquet_of_other_column_names_and_bytes(tmp_path):
 def test_missing_things_are_named(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         open_split(str(tmp_path / "nowhere"), "train")
-    with pytest.raises(DataError, match=r"no train images; looked for train/ or train\*\.parquet"):
+    with pytest.raises(DataError, match=r"no train images; looked for train/, train\*\.parquet or train\*\.tar"):
         open_split(str(tmp_path), "train")
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="not a folder of class folders"):

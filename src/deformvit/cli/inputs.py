@@ -56,7 +56,7 @@ def need_classes(model: str, info: ModelInfo) -> None:
 
 def opened(source: Any) -> Image.Image:
     """A path or a decoded image -> RGB."""
-    from deformvit.data.datasets import decode
+    from deformvit.data.images import decode
 
     return decode(source, str(source)) if isinstance(source, Path) else source
 

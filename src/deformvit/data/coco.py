@@ -28,7 +28,7 @@ from deformvit.data.annotations import (
     read_segmentation,
     run_lengths,
 )
-from deformvit.data.datasets import decode
+from deformvit.data.images import decode
 from deformvit.errors import DataError
 
 Target = dict[str, Tensor]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +10,20 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from deformvit.data.images import Transform, decode
+from deformvit.data.pieces import ParquetPieces, TarImages, has_tar, open_tar
 from deformvit.errors import DataError, UnreadableImage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Transform = Callable[[Image.Image], Any]
 SAMPLES = Path(__file__).parent / "samples"
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 """Names that a split may have, in order of preference."""
-
-
-def decode(source: bytes | Path, name: str) -> Image.Image:
-    """Decode an image into RGB.
-
-    Raises:
-        UnreadableImage: naming ``name``, when it is no image or a damaged one.
-    """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{name}: not a readable image ({error})") from error
+IN_MEMORY = 2 << 30
+"""Bytes of parquet files that are read at once; larger sets are read by their row groups."""
+CACHE = Path.home() / ".cache" / "deformvit"
+"""Where shards from URLs are kept."""
 
 
 class ParquetImages(Dataset[tuple[Any, int]]):
@@ -55,9 +45,7 @@ class ParquetImages(Dataset[tuple[Any, int]]):
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{', '.join(map(str, files))}: not readable as parquet ({error})") from error
         self.name = str(files[0]) if len(files) == 1 else str(files[0].parent)
-        features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = features.get("info", {}).get("features", {})
-        image, label = self._column(table, features, "Image"), self._column(table, features, "ClassLabel")
+        image, label, known = _columns(table.schema, self.name)
         if "split" in table.column_names:
             present = set(table["split"].unique().to_pylist())
             table = table.filter(
@@ -68,7 +56,6 @@ class ParquetImages(Dataset[tuple[Any, int]]):
             images = pc.struct_field(images, "bytes")
         self.images = images.cast(pa.large_binary()).combine_chunks()  # 64-bit offsets: more than 2 GiB of images
         self.labels: list[int] = table[label].to_pylist()
-        known = features.get(label, {}).get("names")
         if not known and not pa.types.is_integer(table[label].type):
             raise DataError(f"{self.name}: column {label} must hold class numbers, found {table[label].type}")
         self.classes: list[str] = known or [str(i) for i in range(max(self.labels, default=-1) + 1)]
@@ -76,14 +63,6 @@ class ParquetImages(Dataset[tuple[Any, int]]):
             if not isinstance(value, int) or not 0 <= value < len(self.classes):
                 raise DataError(f"{self.name}: row {row} has label {value}, expected 0 to {len(self.classes) - 1}")
         self.transform = transform
-
-    def _column(self, table: pa.Table, features: dict[str, Any], kind: str) -> str:
-        declared = [name for name, feature in features.items() if feature.get("_type") == kind]
-        usual = ("image", "img") if kind == "Image" else ("label", "fine_label", "labels")
-        for name in (*declared, *usual):
-            if name in table.column_names:
-                return name
-        raise DataError(f"{self.name}: no {kind} column among {', '.join(table.column_names)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +73,36 @@ class ParquetImages(Dataset[tuple[Any, int]]):
             raise UnreadableImage(f"{self.name}: row {index} has no image bytes")
         image = decode(data, f"{self.name}, row {index}")
         return (self.transform(image) if self.transform else image), self.labels[index]
+
+
+def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
+    """Names of the image column and the label column, and names of the classes if the file has them."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    found = []
+    for kind, usual in (("Image", ("image", "img")), ("ClassLabel", ("label", "fine_label", "labels"))):
+        declared = [column for column, feature in features.items() if feature.get("_type") == kind]
+        column = next((column for column in (*declared, *usual) if column in schema.names), None)
+        if column is None:
+            raise DataError(f"{name}: no {kind} column among {', '.join(schema.names)}")
+        found.append(column)
+    return found[0], found[1], features.get(found[1], {}).get("names")
+
+
+def open_parquet(files: list[Path], split: str, transform: Transform | None) -> ParquetImages | ParquetPieces:
+    """Parquet files of a split: in memory if they are small, else by their row groups."""
+    if sum(file.stat().st_size for file in files) <= IN_MEMORY:
+        return ParquetImages(files, split, transform)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        image, label, names = _columns(pq.read_schema(files[0]), str(files[0]))
+        if names is None:
+            largest = max(max(pq.read_table(file, columns=[label])[label].to_pylist(), default=-1) for file in files)
+            names = [str(i) for i in range(largest + 1)]
+    except (pa.ArrowInvalid, OSError, TypeError) as error:
+        raise DataError(f"{files[0]}: not readable as parquet images with labels ({error})") from error
+    return ParquetPieces(files, image, label, names, transform)
 
 
 def load_file(path: str) -> Image.Image:
@@ -111,34 +120,44 @@ class FolderImages(ImageFolder):
             raise DataError(f"{root}: not a folder of class folders with images ({error})") from error
 
 
-def open_split(root: str, split: str, transform: Transform | None = None) -> ParquetImages | FolderImages:
+Images = ParquetImages | ParquetPieces | TarImages | FolderImages
+
+
+def open_split(root: str, split: str, transform: Transform | None = None, cache: Path = CACHE) -> Images:
     """The images of a split ("train" or "val"), with ``classes``.
 
     Args:
-        root: ``"sample"``, a parquet file with a column ``split``, a folder of parquet files named after their split,
-            or a folder with a folder per split.
+        root: ``"sample"``, a parquet file with a column ``split``, a folder of parquet files or WebDataset's tar shards
+            named after their split, the URL of such shards, or a folder with a folder per split.
+        cache: where shards from a URL are kept.
 
     Raises:
         DataError: nothing there, with what was looked for.
     """
+    if root.startswith(("http://", "https://")):
+        fetched = open_tar(root, split, SPLITS[split], transform, cache)
+        assert fetched is not None  # a URL has shards or raises
+        return fetched
     path = SAMPLES / "fashion_mnist.parquet" if root == "sample" else Path(root)
     if not path.exists():
         raise DataError(f"data.root {root!r}: no such file or folder")
-    images: ParquetImages | FolderImages | None = None
+    images: Images | None = None
     if path.is_file():
         images = ParquetImages([path], split, transform)
+    elif has_tar(path):
+        images = open_tar(str(path), split, SPLITS[split], transform, cache)
     else:
         for name in SPLITS[split]:
             files = [f for folder in (path, path / "data") for f in sorted(folder.glob("*.parquet")) if _names(f, name)]
             files = files or sorted((path / name).glob("*.parquet"))
             if files:
-                images = ParquetImages(files, split, transform)
+                images = open_parquet(files, split, transform)
             elif (path / name).is_dir():
                 images = FolderImages(path / name, transform)
             if images is not None:
                 break
     if images is None:
-        looked = ", ".join(f"{name}/ or {name}*.parquet" for name in SPLITS[split])
+        looked = ", ".join(f"{name}/, {name}*.parquet or {name}*.tar" for name in SPLITS[split])
         raise DataError(f"{path}: no {split} images; looked for {looked}")
     if len(images) == 0:
         raise DataError(f"{path}: the {split} split is empty")

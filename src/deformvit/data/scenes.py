@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from deformvit.data.datasets import decode
+from deformvit.data.images import decode
 from deformvit.errors import DataError
 
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from deformvit import parallel
 from deformvit.config import Config
 from deformvit.data import eval_transform, open_split, train_transform
+from deformvit.data.datasets import CACHE
 from deformvit.errors import UserError
 from deformvit.models import convert, files, released
 from deformvit.tasks.loading import shared
@@ -54,8 +55,9 @@ class Classification:
         data = config.data
         evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
         augmented = train_transform(data, config.augment)
-        self.train_set = open_split(data.root, "train", augmented) if train_set is None else train_set
-        self.val_set = open_split(data.root, "val", evaluated) if val_set is None else val_set
+        cache = Path(data.cache) if data.cache else CACHE
+        self.train_set = open_split(data.root, "train", augmented, cache) if train_set is None else train_set
+        self.val_set = open_split(data.root, "val", evaluated, cache) if val_set is None else val_set
         if self.train_set.classes != self.val_set.classes:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
