@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "figures": LEAVES | {"models", "figures"},
     "complexity": LEAVES | {"ops"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},
+    "ablate": LEAVES | {"complexity", "config", "engine", "recipes", "tasks"},
     "tables": LEAVES | {"complexity", "recipes", "dense_tables"},
     "dense_tables": LEAVES | {"complexity", "config", "recipes", "systems"},
 }

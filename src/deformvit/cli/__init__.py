@@ -1,4 +1,4 @@
-"""The command ``deformvit``: train, recipes, eval, predict, figure, convert, table, bench.
+"""The command ``deformvit``: train, recipes, eval, predict, figure, convert, table, bench, ablate.
 
 Heavy imports come with a command.
 """
@@ -13,7 +13,7 @@ import tyro
 
 from deformvit import recipes
 from deformvit.cli.pictures import figure, predict
-from deformvit.cli.tools import bench, convert, table
+from deformvit.cli.tools import ablate, bench, convert, table
 from deformvit.cli.training import evaluate, recipes_list, train
 from deformvit.errors import UserError
 
@@ -35,6 +35,7 @@ def main(args: list[str] | None = None) -> None:
         "convert": convert,
         "table": table,
         "bench": bench,
+        "ablate": ablate,
     }
     words = list(sys.argv[1:] if args is None else args)
     if words[:1] == ["train"] and words[1:2] and words[1].replace("_", "-") in recipes.ALL:

@@ -91,9 +91,14 @@ def demo() -> Config:
     return config
 
 
+def nano_cifar10(epochs: int = 20) -> Config:
+    """What dat_nano and what is compared with it are trained with on CIFAR-10."""
+    return _nano("cifar10", "dat_nano_cifar10", epochs)
+
+
 def dat_nano_cifar10() -> Config:
     """dat_nano on CIFAR-10 on a CPU, the run behind the packaged weights; set data.root."""
-    return _nano("cifar10", "dat_nano_cifar10", epochs=20)
+    return nano_cifar10()
 
 
 def folder() -> Config:
