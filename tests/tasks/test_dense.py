@@ -263,3 +263,23 @@ def test_norms_biases_and_tables_are_not_decayed(shapes, scenes, tmp_path, recip
     assert any("bias_table" in name for name in spared)
     assert any("output_norms" in name for name in spared)
     assert not any(name.endswith(("bias", "bias_table")) or "norm" in name for name in decayed)
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
+def test_rates_fall_from_the_heads_to_the_stem(shapes, scenes, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path)
+    config.optim.layer_decay = 0.5
+    model = task(config).build_model()
+    optimizer = build_optimizer(model, config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    scales = {names[p]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert scales.keys() == set(names.values())
+    heads = [scale for name, scale in scales.items() if "backbone" not in name or ".fpn." in name]
+    assert set(heads) == {1.0}
+    stem = {scale for name, scale in scales.items() if "model.stem" in name}
+    first = {scale for name, scale in scales.items() if "model.stages.0.blocks.0" in name}
+    last = {scale for name, scale in scales.items() if "model.stages.3.blocks.0" in name}
+    assert max(stem) < max(first) < max(last) < 1
+    config.model.name, config.model.args = "resnet18", {}
+    with pytest.raises(UserError, match="resnet18 as a pyramid does not say what its layers are"):
+        build_optimizer(task(config).build_model(), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ class Backbone(nn.Module):
         inner: set[str] = getattr(self.model, "no_weight_decay", set)()
         tables = {n for n, _ in self.model.named_parameters() if "relative_position_bias_table" in n}
         return {f"model.{name}" for name in {*inner, *tables}}
+
+    def group_matcher(self, prefix: str) -> dict[str, Any]:
+        """timm's description of layer groups, for a system that has this backbone at ``prefix``; heads come last.
+
+        Raises:
+            UserError: a backbone that does not say what its layers are, as those of timm's feature pyramids.
+        """
+        inner = getattr(self.model, "group_matcher", None)
+        if inner is None:
+            raise UserError(f"optim.layer_decay: {self.name} as a pyramid does not say what its layers are")
+        start = re.escape(f"{prefix}.model.")
+        described = inner()
+        blocks = [(f"^{start}{pattern.removeprefix('^')}", order) for pattern, order in described["blocks"]]
+        stem = described["stem"].removeprefix("^")
+        return {"stem": f"^{start}{stem}", "blocks": blocks}
 
 
 def _load(model: DAT, path: Path) -> None:

@@ -153,6 +153,10 @@ class Detector(nn.Module):
         """Names of the parameters, besides norms and biases, that are not decayed."""
         return {f"network.backbone.body.{name}" for name in self.backbone.no_weight_decay()}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+        """timm's description of layer groups, for layer-wise learning rates."""
+        return self.backbone.group_matcher("network.backbone.body")
+
 
 class _Ready(nn.Module):
     """In the place of torchvision's preparation: images of one size, normalised already, are stacked."""

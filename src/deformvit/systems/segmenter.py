@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,6 +233,10 @@ class Segmenter(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters, besides norms and biases, that are not decayed."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+        """timm's description of layer groups, for layer-wise learning rates."""
+        return self.backbone.group_matcher("backbone")
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
