@@ -118,6 +118,7 @@ def cost(row: Row, size: int) -> tuple[int, int]:
 def curves(table: Table, done: list[Cell]) -> Figure:
     """Accuracy by epoch: the mean of the seeds as a line, their range as a band."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -133,7 +134,7 @@ def curves(table: Table, done: list[Cell]) -> Figure:
         (line,) = axes.plot(epochs, [statistics.mean(run[e] for run in runs) for e in epochs], label=row.label)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="epoch", ylabel="top-1 (%)", title=table.title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="lower right", fontsize="small")

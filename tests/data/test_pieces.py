@@ -9,6 +9,7 @@ import itertools
 import json
 import tarfile
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from deformvit.data import DataError, datasets, open_split
 from deformvit.data.datasets import ParquetImages
-from deformvit.data.pieces import ParquetPieces, TarImages
+from deformvit.data.pieces import ParquetPieces, TarImages, _fetched
 from deformvit.errors import UnreadableImage
 
 COUNTS = (5, 3, 4)
@@ -124,6 +125,25 @@ def test_loader_processes_share_what_is_fetched(served, tmp_path):
     loader = torch.utils.data.DataLoader(images, None, num_workers=2)
     assert sorted(int(np.asarray(image)[0, 0, 0]) for image, _ in loader) == list(range(12))
     assert sum("tar" in path for path in asked) == 3
+
+
+def test_a_forked_process_opens_files_of_its_own(shards):
+    """Shared ones would be read at places that the other process chose."""
+    images = open_split(str(shards), "train")
+    assert images[0][1] == 0
+    file = images._open_pieces[0].file
+    images._process = -1  # as in a child
+    assert images[1][1] == 1
+    assert images._open_pieces[0].file is not file
+
+
+def test_a_shard_that_arrives_in_part_is_not_taken(tmp_path):
+    class Answer(io.BytesIO):
+        headers: ClassVar = {"Content-Length": "10"}
+
+    with pytest.raises(DataError, match=r"http://a/b\.tar: 4 of 10 bytes arrived"):
+        _fetched("http://a/b.tar", tmp_path, lambda *_args, **_options: Answer(b"half"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_url_lacks_is_told(served, shards, tmp_path):

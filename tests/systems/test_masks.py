@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from deformvit.systems.masks import TARGET_SHIFT, paste
@@ -63,3 +64,29 @@ def test_masks_beyond_the_image_and_without_extent():
     assert pasted[0, :9, :9].min() == 1
     assert pasted[0, 12:].max() == 0
     assert paste(torch.ones(0, 28, 28), torch.zeros(0, 4), (20, 30)).shape == (0, 20, 30)
+
+
+def test_shifts_go_their_own_ways():
+    """A mask that shows its object two pixels too high and one too far left."""
+    mask = torch.zeros(1, 20, 20)
+    mask[0, 4:8, 5:9] = 1
+    pasted = paste(mask, torch.tensor([[0.0, 0.0, 20.0, 20.0]]), (20, 20), (2.0, 1.0))[0] >= 0.5
+    rows, cols = torch.where(pasted)
+    assert (rows.min().item(), rows.max().item()) == (6, 9)
+    assert (cols.min().item(), cols.max().item()) == (6, 9)
+
+
+@pytest.mark.parametrize("factor", [0.5, 4])
+def test_masks_of_resized_images_return_to_the_image(make_detector, factor):
+    """The shift of the targets is in pixels of the image that the network saw."""
+    height, width = 88, 132
+    size = int(height * factor), int(width * factor)
+    truth, boxes = ellipses(40, 24, height, width)
+    seen = F.interpolate(truth[:, None].float(), size, mode="area" if factor < 1 else "nearest")[:, 0]
+    targets = project_masks_on_boxes(seen, boxes * factor, torch.arange(len(truth)), 28)
+    result = {
+        "boxes": boxes * factor, "scores": torch.ones(len(truth)), "labels": torch.ones(len(truth), dtype=torch.long),
+        "masks": targets[:, None],
+    }  # fmt: skip
+    found = make_detector("mask_rcnn")._to_image(result, size, (height, width))
+    assert overlap(found["masks"], truth) > 0.965
