@@ -85,6 +85,18 @@ def test_workers_and_accumulation_change_nothing(images, tmp_path):
     assert one == pytest.approx(four, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_trains(images, tmp_path):
+    config = small(images, tmp_path / "run", epochs=1)
+    config.model.drop_path_rate = 0.0
+    run(config)
+    config.run = dataclasses.replace(config.run, compile=True, output=tmp_path / "compiled")
+    run(config)
+    plain, compiled = (lines(tmp_path / name)[-1]["train_loss"] for name in ("run", "compiled"))
+    assert plain == pytest.approx(compiled, rel=1e-3)
+    assert weights(tmp_path / "compiled", "model").keys() == weights(tmp_path / "run", "model").keys()
+
+
 def test_average_of_weights_is_evaluated_and_saved(images, tmp_path):
     config = small(images, tmp_path / "run", epochs=1)
     config.run.ema = 0.5
