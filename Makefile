@@ -27,8 +27,9 @@ demo: .venv/installed
 	@echo
 	@echo "Deformed points on test images: $(DEMO)/figures/"
 
+# A process a core, each with one thread: threads of several processes wait for one another.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600

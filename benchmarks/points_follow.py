@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from deformvit import load_model, record_points
+from deformvit import load_model, record
 from deformvit.data import eval_transform, open_split
 from deformvit.ops import grid
 
@@ -25,7 +25,7 @@ def main(model_file: str) -> None:
     batch = torch.stack([images[i][0] for i in order])
     mean, std = (torch.tensor(v)[:, None, None] for v in (info.mean, info.std))
     garment = ((batch * std + mean).mean(1, keepdim=True) > 0.1).float()
-    with torch.inference_mode(), record_points(model) as trace:
+    with torch.inference_mode(), record(model) as trace:
         model(batch)
 
     def share(pixels: torch.Tensor) -> float:  # (B, points, 2) -> percent on the garment, outside counted as off it
@@ -34,10 +34,11 @@ def main(model_file: str) -> None:
 
     print("| layer | reference | deformed | deformed for another image | mean offset (pixels) |")
     print("|---|---|---|---|---|")
-    for layer in trace.layers:
+    for layer in trace.deformable:
         hw = info.img_size, info.img_size
-        deformed = layer.pixels(layer.deformed, hw).flatten(1, 3)
-        reference = layer.pixels(layer.reference.expand_as(layer.deformed), hw).flatten(1, 3)
+        start, moved = layer.points()
+        deformed = layer.pixels(moved, hw).flatten(1, 3)
+        reference = layer.pixels(start.expand_as(moved), hw).flatten(1, 3)
         length = (deformed - reference).norm(dim=-1).mean().item()
         print(
             f"| {layer.name} | {share(reference):.1f} % | {share(deformed):.1f} % | {share(deformed.roll(1, 0)):.1f} % "

@@ -110,14 +110,14 @@ def test_figure_of_chosen_layers(trained, photo, tmp_path):
 
 def test_figure_moves_with_the_points(trained, tmp_path):
     """The drawn points are the model's: with offsets switched off the picture is another."""
-    from deformvit import figures, load_model, record_points
+    from deformvit import figures, load_model, record
 
     model, _ = load_model(str(trained))
     x = torch.randn(1, 3, 32, 48)
-    with record_points(model) as trace, torch.inference_mode():
+    with record(model) as trace, torch.inference_mode():
         model(x)
-    layer = trace.layers[0]
-    figure = figures.points(torch.rand(3, 32, 48), trace.layers)
+    layer = trace.deformable[0]
+    figure = figures.points(torch.rand(3, 32, 48), trace.deformable)
     panel = figure.axes[0]
     reference, deformed = panel.collections[1].get_offsets(), panel.collections[2].get_offsets()
     expected = layer.pixels(layer.deformed[0, 0], (32, 48)).reshape(-1, 2).flip(-1)  # Matplotlib wants (x, y)

@@ -11,7 +11,7 @@ from deformvit.models.files import load as load_model
 from deformvit.models.files import save as save_model
 from deformvit.models.hub import push_to_hub, save_for_hub
 from deformvit.models.official import model_from_official
-from deformvit.models.trace import record_points
+from deformvit.models.trace import record
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ __all__ = [
     "load_official",
     "model_from_official",
     "push_to_hub",
-    "record_points",
+    "record",
     "save_for_hub",
     "save_model",
 ]

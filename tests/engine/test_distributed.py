@@ -103,10 +103,11 @@ def test_a_process_that_dies_ends_the_job_with_its_traceback(images, tmp_path):
 
 def test_processes_that_torchrun_starts_again_go_on(images, tmp_path):
     program = tmp_path / "dying.py"
-    program.write_text(WRAPPER.format(death="os.kill(os.getpid(), signal.SIGKILL)"))
+    died = tmp_path / "died"
+    program.write_text(WRAPPER.format(death=f"open({str(died)!r}, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)"))
     again = torchrun([program], images, tmp_path / "again", "--run.save-minutes", "0.000001", epochs=3, restarts=1)
     assert again.returncode == 0, again.stderr
-    assert "SIGKILL" in again.stderr
+    assert died.exists()  # what torchrun says depends on which process it looks at first
     whole = torchrun(["-m", "deformvit"], images, tmp_path / "whole", epochs=3)
     assert whole.returncode == 0, whole.stderr
     assert_same_state(tmp_path / "again", tmp_path / "whole")

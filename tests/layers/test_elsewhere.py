@@ -61,7 +61,7 @@ def test_trains_in_place(build, classes):
 
 def test_points_of_any_network_can_be_recorded():
     model = convnext().eval()
-    with deformvit.record_points(model) as trace:
+    with deformvit.record(model) as trace:
         model(torch.randn(1, 3, 96, 160))
-    assert [layer.name for layer in trace.layers] == ["stages.2.blocks.4.conv_dw", "stages.2.blocks.5.conv_dw"]
-    assert trace.layers[0].deformed.shape == (1, 2, 6, 10, 2)
+    assert [layer.name for layer in trace.deformable] == ["stages.2.blocks.4.conv_dw", "stages.2.blocks.5.conv_dw"]
+    assert trace.deformable[0].deformed.shape == (1, 2, 6, 10, 2)

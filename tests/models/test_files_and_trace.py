@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from deformvit import DeformableAttention, figures, load_model, record_points, save_model
+from deformvit import DeformableAttention, figures, load_model, record, save_model
 from deformvit.models import files
 from deformvit.models.files import ModelFileError, ModelInfo
 
@@ -97,16 +97,16 @@ def test_packaged_weights_are_small_and_described():
 def test_recording_sees_every_layer_and_changes_nothing(model):
     x = torch.randn(2, 3, 40, 56)
     before = model(x)
-    with record_points(model) as trace:
+    with record(model) as trace:
         during = model(x)
     assert torch.equal(before, during)
     deformable = [name for name, module in model.named_modules() if type(module).__name__ == "DeformableAttention"]
-    assert [layer.name for layer in trace.layers] == deformable
-    for layer in trace.layers:
+    assert [layer.name for layer in trace.deformable] == deformable
+    for layer in trace.deformable:
         assert layer.deformed.shape[2:] == layer.reference.shape
         assert layer.deformed.shape[0] == 2
     model(x)
-    assert len(trace.layers) == len(deformable)  # nothing is recorded outside
+    assert len(trace.deformable) == len(deformable)  # nothing is recorded outside
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -127,9 +127,9 @@ def test_points_lie_where_the_network_sees(name):
 
 
 def test_points_in_image_pixels(model):
-    with record_points(model) as trace:
+    with record(model) as trace:
         model(torch.randn(1, 3, 32, 64))
-    layer = trace.layers[0]
+    layer = trace.deformable[0]
     assert layer.feature_hw == (8, 16)
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     assert layer.pixels(corners, (32, 64)).tolist() == [[0.5, 0.5], [28.5, 60.5]]
@@ -137,13 +137,13 @@ def test_points_in_image_pixels(model):
 
 def test_points_of_a_layer_in_another_network():
     network = torch.nn.Sequential(torch.nn.AvgPool2d(4), DeformableAttention(8, 2, 2))
-    with record_points(network) as trace:
+    with record(network) as trace:
         network(torch.randn(1, 8, 32, 64))
-    (layer,) = trace.layers
+    (layer,) = trace.deformable
     assert (layer.name, layer.feature_hw) == ("1", (8, 16))
     corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     assert layer.pixels(corners, (32, 64)).tolist() == [[2.0, 2.0], [30.0, 62.0]]
-    assert figures.points(torch.rand(3, 32, 64), trace.layers, title="$a$.png $b").axes
+    assert figures.points(torch.rand(3, 32, 64), trace.deformable, title="$a$.png $b").axes
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_where_features_lie_in_the_image(name, change, expected):
 
 def test_points_inside_a_feature_extractor_keep_their_place():
     model = timm.create_model("datpp_tiny", features_only=True, out_indices=(0, 1)).eval()
-    with record_points(model) as trace, torch.inference_mode():
+    with record(model) as trace, torch.inference_mode():
         model(torch.randn(1, 3, 64, 96))
-    assert trace.layers[0].name == "model.stages.0.blocks.1.attn"
-    assert (trace.layers[0].stride, trace.layers[0].first) == (4, 0.5)
+    assert trace.deformable[0].name == "model.stages.0.blocks.1.attn"
+    assert (trace.deformable[0].stride, trace.deformable[0].first) == (4, 0.5)

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from deformvit import convert_official, load_official, model_from_official, record_points
+from deformvit import convert_official, load_official, model_from_official, record
 
 MICRO = [
     "dat_micro", "dat_micro_stride2_tanh", "dat_micro_nobias", "dat_micro_dwc_conv", "datpp_micro",
@@ -26,13 +26,13 @@ def test_micro_case(golden, name):
     model = model_from_official(case.config).double().eval()
     load_official(model, {"model": case.state_dict()})
     image = case.image().requires_grad_()
-    with record_points(model) as trace:
+    with record(model) as trace:
         logits = model(image)
     assert error(logits, case.outputs["logits"]) < 1e-9
     _, stages = model.forward_intermediates(image)
     for i, stage in enumerate(stages):
         assert error(stage, case.outputs[f"stage{i}"]) < 1e-5
-    points = {layer.name: layer.deformed for layer in trace.layers}
+    points = {layer.name: layer.deformed for layer in trace.deformable}
     for key in case.outputs:
         if key.startswith("pos"):
             stage, block = key.removeprefix("pos").split(".")

@@ -1,4 +1,4 @@
-"""The command ``deformvit``: train, recipes, eval, predict, figure, convert, table, bench, ablate.
+"""The command ``deformvit``: train, recipes, eval, predict, figure, explore, convert, table, bench, ablate.
 
 Heavy imports come with a command.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import tyro
 
 from deformvit import recipes
-from deformvit.cli.pictures import figure, predict
+from deformvit.cli.looking import explore, figure
+from deformvit.cli.pictures import predict
 from deformvit.cli.tools import ablate, bench, convert, table
 from deformvit.cli.training import evaluate, recipes_list, train
 from deformvit.errors import UserError
@@ -32,6 +33,7 @@ def main(args: list[str] | None = None) -> None:
         "eval": evaluate,
         "predict": predict,
         "figure": figure,
+        "explore": explore,
         "convert": convert,
         "table": table,
         "bench": bench,

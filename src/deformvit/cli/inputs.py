@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
     from deformvit.models.files import ModelInfo
 
 DEFAULT_MODEL = "dat_nano.cifar10"
@@ -54,27 +51,6 @@ def need_classes(model: str, info: ModelInfo) -> None:
         raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
 
 
-def opened(source: Any) -> Image.Image:
-    """A path or a decoded image -> RGB."""
-    from deformvit.data.images import decode
-
-    return decode(source, str(source)) if isinstance(source, Path) else source
-
-
-def prepare(source: Any, info: ModelInfo) -> Tensor:
-    """What a classifier sees of an image: normalised, (3, img_size, img_size)."""
-    from deformvit.data import eval_transform
-
-    return eval_transform(info.img_size, info.crop_pct, info.resize, info.mean, info.std)(opened(source))
-
-
-def pixels(source: Any) -> Tensor:
-    """What detectors and segmentation networks are given: (3, H, W), RGB from 0 to 1."""
-    from torchvision.transforms.v2 import functional as images_v2
-
-    return images_v2.to_dtype(images_v2.pil_to_tensor(opened(source)), scale=True)
-
-
 def names_for(paths: list[str]) -> list[str]:
     """Names of the files to write for images, made different where two folders hold the same name."""
     taken: set[str] = set()
@@ -86,6 +62,14 @@ def names_for(paths: list[str]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
+
+
+def short_name(model: str) -> str:
+    """What a model is called beside others: runs leave `best.safetensors`, so then by their folder."""
+    path = Path(model)
+    if path.suffix != ".safetensors":
+        return model
+    return path.parent.name if path.stem == "best" and path.parent.name else path.stem
 
 
 def report(failed: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``deformvit predict`` and ``figure``: what a model makes of images, and where it looks."""
+"""``deformvit predict``: what a model makes of images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from deformvit.cli.inputs import DEFAULT_MODEL, names_for, need_classes, pixels, prepare, report, sources
+from deformvit.cli.inputs import DEFAULT_MODEL, names_for, need_classes, report, sources
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deformvit.models.files import ModelInfo
-    from deformvit.models.trace import Trace
     from deformvit.systems import Detector, Segmenter
 
 
@@ -71,6 +70,8 @@ def _classify(
 ) -> list[str]:
     import torch
 
+    from deformvit.explore.look import prepare
+
     failed = []
     for start in range(0, len(inputs), batch_size):
         batch, names = [], []
@@ -95,6 +96,8 @@ def _classify(
 def _readable(inputs: list[tuple[str, Any]], output: Path, failed: list[str]) -> Iterator[tuple[str, str, Tensor]]:
     """Name of the picture to write, path and pixels of each image; adds to ``failed`` what cannot be read."""
     from tqdm import tqdm
+
+    from deformvit.explore.look import pixels
 
     output.mkdir(parents=True, exist_ok=True)
     names = names_for([path for path, _ in inputs])
@@ -157,93 +160,3 @@ def _segment(
         dense.label_image(found, info.classes).save(output / f"{name}_labels.png")
         tqdm.write(str(picture), sys.stdout)
     return failed
-
-
-def figure(
-    kind: tyro.conf.Positional[Literal["points"]],
-    images: tyro.conf.Positional[list[Path]],
-    /,
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("figures"),
-    layers: tuple[int, ...] = (),
-    format: Literal["png", "svg", "pdf"] = "png",
-    dpi: int = 150,
-    threshold: float = 0.5,
-    device: str = "auto",
-) -> None:
-    """Draw where a model looks, one picture for each image.
-
-    Args:
-        kind: `points`: reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper), with
-            a detector over the objects it found, with a segmentation network over its labels (Fig. 6).
-        images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
-            `sample` for test images of the embedded Fashion-MNIST.
-        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
-        output: folder to write to.
-        layers: which deformable layers to draw, counted from 1; all by default.
-        format: picture format.
-        dpi: pixels per inch.
-        threshold: detectors: score from which objects are drawn.
-        device: a torch device; auto takes the GPU if there is one.
-    """
-    from deformvit import figures, systems
-    from deformvit.engine.runtime import pick_device
-
-    inputs, place = sources(images), pick_device(device)
-    network, info = systems.load(model)
-    network.to(place)
-    output.mkdir(parents=True, exist_ok=True)
-    failed = []
-    for name, (_, source) in zip(names_for([name for name, _ in inputs]), inputs, strict=True):
-        try:
-            seen, title, recorded = _look(network, info, source, name, place, threshold)
-        except UserError as error:
-            failed.append(str(error))
-            continue
-        wrong = [number for number in layers if not 1 <= number <= len(recorded.layers)]
-        if wrong:
-            raise UserError(
-                f"layers: there is no layer {wrong[0]}; {model} has {len(recorded.layers)} deformable layers"
-            )
-        chosen = [recorded.layers[number - 1] for number in layers] if layers else recorded.layers
-        picture = figures.points(seen, chosen, title=title)
-        target = output / f"{name}_{kind}.{format}"
-        picture.savefig(target, dpi=dpi)
-        print(target)
-    report(failed)
-
-
-def _look(
-    network: nn.Module, info: ModelInfo, source: Any, name: str, place: torch.device, threshold: float
-) -> tuple[Tensor, str, Trace]:
-    """The image as the network saw it, with what it found drawn on it, a title, and its points."""
-    import torch
-    from torchvision.transforms.v2 import functional as images_v2
-
-    from deformvit import systems
-    from deformvit.figures import dense
-    from deformvit.models import trace
-
-    if isinstance(network, systems.Detector | systems.Segmenter):
-        image = pixels(source)
-        image = images_v2.resize(image, list(network.input_size(image.shape[1], image.shape[2])), antialias=True)
-        with torch.inference_mode(), trace.record_points(network) as recorded:
-            if isinstance(network, systems.Detector):
-                found = network([image.to(place)])[0]
-                drawn = dense.detections(image, found, info.classes, threshold=threshold, names=False)
-                title = f"{name}: {int((found['scores'] >= threshold).sum())} objects"
-            else:
-                labels = network.predict(image.to(place))
-                drawn = dense.labels(image, labels, info.classes).crop((0, 0, image.shape[2], image.shape[1]))
-                title = name
-        return images_v2.to_dtype(images_v2.pil_to_tensor(drawn), scale=True), title, recorded
-    image = prepare(source, info)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (info.mean, info.std))
-    with torch.inference_mode(), trace.record_points(network) as recorded:
-        logits = network(image[None].to(place))
-    title = name
-    if info.classes:  # a detector's backbone has none
-        chances = logits.float().softmax(-1)[0].cpu()
-        best = int(chances.argmax())
-        title = f"{name}: {info.classes[best]} {100 * chances[best]:.0f} %"
-    return image * std + mean, title, recorded

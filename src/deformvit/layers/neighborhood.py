@@ -18,7 +18,7 @@ SmallMap = Literal["whole", "zeros"]
 
 
 @torch.fx.wrap
-def _pad_to(tokens: Tensor, size: int) -> Tensor:
+def pad_to(tokens: Tensor, size: int) -> Tensor:
     """(B, H, W, C) with zeros at the bottom and right where it is smaller than ``size``."""
     height, width = tokens.shape[1:3]
     if height >= size and width >= size:
@@ -73,7 +73,7 @@ class NeighborhoodAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         common.check_map(x, self.dim)
         tokens = x.permute(0, 2, 3, 1)
-        padded = _pad_to(tokens, self.kernel_size) if self.small_map == "zeros" else tokens
+        padded = pad_to(tokens, self.kernel_size) if self.small_map == "zeros" else tokens
         qkv = self.qkv(padded).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 4, 1, 2, 5)
         q, k, v = qkv.unbind(0)
         dropout_p = self.attn_drop if self.training else 0.0

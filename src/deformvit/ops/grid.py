@@ -179,3 +179,27 @@ def from_index(index: Tensor, size: Sequence[int]) -> Tensor:
     single = torch.tensor([n == 1 for n in size], device=index.device)
     pos = index * (2.0 / torch.tensor(span, device=index.device, dtype=index.dtype)) - 1
     return pos.masked_fill(single, 0.0)
+
+
+def splat(mass: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
+    """The adjoint of :func:`sample`: what lies at points, spread over the four pixels that sampling reads there.
+
+    Args:
+        mass: (N,) how much lies at every point.
+        index: (N, 2) fractional (row, column), as :func:`to_index` gives. What falls off the map is lost.
+        size: (H, W) of the map.
+
+    Returns:
+        (H, W).
+    """
+    height, width = size
+    corner = index.floor()
+    spread = mass.new_zeros(height * width)
+    for down in (0, 1):
+        for right in (0, 1):
+            row, col = corner[:, 0] + down, corner[:, 1] + right
+            share = (1 - (index[:, 0] - row).abs()) * (1 - (index[:, 1] - col).abs())
+            inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+            flat = (row * width + col)[inside].long()
+            spread.index_add_(0, flat, (mass * share.to(mass.dtype))[inside])
+    return spread.reshape(height, width)

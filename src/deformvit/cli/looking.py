@@ -1,0 +1,251 @@
+"""``deformvit figure`` and ``explore``: where a model looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from deformvit.cli.inputs import DEFAULT_MODEL, names_for, report, short_name, sources
+from deformvit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from deformvit.explore import Look
+    from deformvit.models.files import ModelInfo
+    from deformvit.models.trace import LayerRecord
+
+Kind = Literal["points", "keys", "objects", "query", "offsets", "curves"]
+
+
+def figure(
+    kind: tyro.conf.Positional[Kind],
+    images: tyro.conf.Positional[list[Path]],
+    /,
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
+    compare: str = "",
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("figures"),
+    layers: tuple[int, ...] = (),
+    point: tuple[float, float] | None = None,
+    heads: str = "mean",
+    count: int | None = None,
+    size: tuple[int, int] | None = None,
+    html: bool = False,
+    format: Literal["png", "svg", "pdf"] = "png",
+    width: float | None = None,
+    dpi: int = 150,
+    threshold: float = 0.5,
+    device: str = "auto",
+) -> None:
+    """Draw where a model looks, one picture for each image.
+
+    Args:
+        kind: `points`: reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper);
+            `keys`: the keys that matter most in all deformable layers together (Fig. 5); `objects`: deformed points
+            over what a detector or segmentation network found (Fig. 6); `query`: the keys of highest attention for a
+            point (Fig. 7); `offsets`: offset fields as colours, with statistics; `curves`: training logs of runs.
+        images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
+            `sample` for test images of the embedded Fashion-MNIST. For `curves`: folders of runs.
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        compare: `query` and --html: another model to show beside it.
+        output: folder to write to.
+        layers: which deformable layers to draw, counted from 1; all by default. In a model without any, its attention
+            layers are counted.
+        point: `query` and `keys`: height and width of a point, as shares of what the network sees; `query` takes the
+            middle by default, `keys` all points together.
+        heads: `query`: mean, each, or numbers such as 1,3.
+        count: `query` and `keys`: keys to draw; 30 and 150 by default.
+        size: classifiers: resize the whole image to this height and width; by default what they are evaluated on.
+        html: write one page with all images, to explore in a browser, instead of pictures.
+        format: picture format.
+        width: inches; the figure's own by default.
+        dpi: pixels per inch.
+        threshold: detectors: score from which objects are drawn.
+        device: a torch device; auto takes the GPU if there is one.
+    """
+    from deformvit import systems
+    from deformvit.engine.runtime import pick_device
+    from deformvit.explore import look
+
+    if dpi < 1 or (width is not None and width <= 0):
+        raise UserError(f"dpi and width must be positive, got {dpi} and {width}")
+    if point is not None and not all(0 <= value <= 1 for value in point):
+        raise UserError(f"point must be two shares from 0 to 1, got {point[0]} and {point[1]}")
+    if compare and kind != "query" and not html:
+        raise UserError(f"compare is for query and --html, not for {kind}")
+    chosen_heads = _heads(heads)
+    if kind == "curves":
+        if html:
+            raise UserError("html shows images; curves are of runs")
+        _save(_curves(images), output / f"curves.{format}", width, dpi)
+        return
+    inputs, place = sources(images), pick_device(device)
+    if html:
+        report(_page(inputs, [model, *([compare] if compare else [])], output, place, threshold, size))
+        return
+    loaded = [(name, *systems.load(name)) for name in (model, *([compare] if compare else []))]
+    for _, network, _ in loaded:
+        network.to(place)
+    failed = []
+    for name, (_, source) in zip(names_for([name for name, _ in inputs]), inputs, strict=True):
+        try:
+            looks = [look(network, info, source, threshold=threshold, size=size) for _, network, info in loaded]
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        title = ": ".join(part for part in (name, looks[0].title) if part)
+        chosen = _chosen(looks[0], layers, model)
+        drawn = _draw(kind, looks, loaded, chosen, point, chosen_heads, count, title)
+        _save(drawn, output / f"{name}_{kind}.{format}", width, dpi)
+        if kind == "offsets":
+            _print_offsets(looks[0], chosen)
+    report(failed)
+
+
+def _heads(text: str) -> str | list[int]:
+    if text in ("mean", "each"):
+        return text
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"heads must be mean, each, or numbers such as 1,3; got {text!r}") from None
+
+
+def _chosen(seen: Look, layers: tuple[int, ...], model: str) -> list[LayerRecord]:
+    """The layers of those numbers: of the deformable ones, or of all where there are none."""
+    known = seen.trace.deformable or seen.trace.layers
+    what = "deformable" if seen.trace.deformable else "attention"
+    wrong = [number for number in layers if not 1 <= number <= len(known)]
+    if wrong:
+        raise UserError(f"layers: there is no layer {wrong[0]}; {model} has {len(known)} {what} layers")
+    return [known[number - 1] for number in layers] if layers else known
+
+
+def _draw(
+    kind: Kind, looks: list[Look], loaded: list[tuple[str, nn.Module, ModelInfo]], chosen: list[LayerRecord],
+    point: tuple[float, float] | None, heads: str | list[int], count: int | None, title: str,
+) -> Figure:  # fmt: skip
+    from deformvit import figures, systems
+
+    seen = looks[0]
+    many: dict[str, Any] = {} if count is None else {"count": count}
+    pixel = None if point is None else (point[0] * seen.hw[0], point[1] * seen.hw[1])
+    moving = [layer for layer in chosen if layer.deformed is not None]
+    if kind == "points":
+        return figures.points(seen.drawn, moving, title=title)
+    if kind == "offsets":
+        return figures.offsets(seen.seen, moving, title=title)
+    if kind == "keys":
+        return figures.keys(seen.seen, moving, title=title, point=pixel, **many)
+    if kind == "objects":
+        if not isinstance(loaded[0][1], systems.Detector | systems.Segmenter):
+            raise UserError(f"objects is for detectors and segmentation networks, and {loaded[0][0]} is neither")
+        return figures.objects(seen.drawn, moving, title=title)
+    middle = (0.5 * seen.hw[0], 0.5 * seen.hw[1]) if pixel is None else pixel
+    rows = []
+    for layer in chosen:
+        line = [(_row(layer, loaded[0][0] if len(looks) > 1 else ""), layer)]
+        if len(looks) > 1:
+            if looks[1].hw != seen.hw:
+                raise UserError(f"{loaded[0][0]} sees {seen.hw} pixels and {loaded[1][0]} {looks[1].hw}; give a size")
+            line.append((_row(beside := _counterpart(layer, looks[1]), loaded[1][0]), beside))
+        rows.append(line)
+    return figures.query(seen.seen, rows, middle, title=title, heads=heads, **many)
+
+
+def _row(layer: LayerRecord, model: str) -> str:
+    from deformvit.figures.common import label
+
+    return f"{short_name(model)}: {label(layer.name)}, {layer.kind}" if model else label(layer.name)
+
+
+def _counterpart(layer: LayerRecord, other: Look) -> LayerRecord:
+    """The attention layer of another model at the same place, or the last one on a map of the same size."""
+    same = [found for found in other.trace.layers if found.name == layer.name]
+    alike = [found for found in other.trace.layers if found.feature_hw == layer.feature_hw]
+    if not (same or alike):
+        raise UserError(f"the model to compare with has no attention at {layer.name} or on a map of {layer.feature_hw}")
+    return (same or alike)[-1]
+
+
+def _print_offsets(seen: Look, chosen: list[LayerRecord]) -> None:
+    import math
+
+    from deformvit import figures
+
+    print("layer                      group   mean  largest  deviation  at bound  outside   (pixels)")
+    for entry in figures.offset_statistics(chosen, seen.hw):
+        bound = "" if math.isnan(entry.saturated) else f"{100 * entry.saturated:.0f} %"
+        print(
+            f"{entry.layer:<26} {entry.group:>5}  {entry.mean:>5.1f}  {entry.largest:>7.1f}  {entry.deviation:>9.1f}  "
+            f"{bound:>8}  {100 * entry.outside:>5.0f} %"
+        )
+
+
+def _curves(folders: list[Path]) -> Figure:
+    from deformvit import figures
+
+    return figures.curves(
+        dict(zip(names_for([str(f) for f in folders]), (figures.read_log(f) for f in folders), strict=True))
+    )
+
+
+def _save(drawn: Figure, target: Path, width: float | None, dpi: int) -> None:
+    from deformvit.storage import write_atomically
+
+    if width is not None:
+        inches = drawn.get_size_inches()
+        drawn.set_size_inches(width, inches[1] * width / inches[0])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lambda path: drawn.savefig(path, dpi=dpi, format=target.suffix[1:]))
+    print(target)
+
+
+def _page(
+    inputs: list[tuple[str, Any]], models: list[str], output: Path, place: torch.device, threshold: float,
+    size: tuple[int, int] | None,
+) -> list[str]:  # fmt: skip
+    from deformvit.explore.page import write_page
+
+    failed = write_page(output / "explore.html", inputs, models, place, threshold=threshold, size=size)
+    print(output / "explore.html")
+    return failed
+
+
+def explore(
+    images: tyro.conf.Positional[list[Path]] = [Path("photo")],  # noqa: B006 - tyro reads it, nobody writes it
+    /,
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
+    compare: tuple[str, ...] = (),
+    host: str = "127.0.0.1",
+    port: int = 8017,
+    open: bool = True,
+    threshold: float = 0.5,
+    device: str = "auto",
+) -> None:
+    """Serve a page on which to explore where models look; it needs no other host.
+
+    Drop an image on it, pick a layer, a head and a group, click a query and see its keys; drag the offset scale and see
+    points and prediction change; compare models side by side.
+
+    Args:
+        images: images that the page offers to begin with, named as for `deformvit figure`.
+        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        compare: more models.
+        host: address to listen at. Anyone who reaches another than the default's can use the page.
+        port: to listen at; 0 takes a free one.
+        open: open the page in a browser.
+        threshold: detectors: score from which objects count.
+        device: a torch device; auto takes the GPU if there is one.
+    """
+    from deformvit.engine.runtime import pick_device
+    from deformvit.explore.server import serve
+
+    serve(
+        sources(images), [model, *compare], pick_device(device), host=host, port=port, browser=open,
+        threshold=threshold,
+    )  # fmt: skip

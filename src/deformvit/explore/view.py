@@ -1,0 +1,155 @@
+"""What the page is told about an image and a model: plain data, the same for the server and for a file.
+
+A *view* holds the picture's size, what was found, and of every attention layer its map, heads, groups and points.
+An *answer* holds what one query attends to. All places are (y, x) in pixels of what the network saw.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deformvit import systems
+from deformvit.explore.look import DISPLAY, Look, display, to_picture
+from deformvit.layers import DeformableAttention
+from deformvit.layers.attended import Attended
+from deformvit.models.files import ModelInfo
+from deformvit.models.trace import LayerRecord
+
+Json = dict[str, Any]
+
+
+def view(seen: Look) -> Json:
+    """An image through a model, without pictures and attention."""
+    height, width = seen.hw
+    return {
+        "height": height,
+        "width": width,
+        "found": found(seen),
+        "range": _offset_range(seen),
+        "changes": seen.drawn is not seen.seen,
+        "layers": [_layer(layer, seen.hw) for layer in seen.trace.layers],
+    }
+
+
+def found(seen: Look) -> list[Json]:
+    """Bars: what the model says of the image."""
+    return [{"name": entry.name, "value": round(entry.value, 4), "text": entry.text} for entry in seen.found]
+
+
+def moved(seen: Look) -> list[list[list[list[float]]] | None]:
+    """The deformed points of every layer, by group; None for layers without."""
+    return [
+        None if layer.deformed is None else _points(layer, layer.deformed[0], seen.hw) for layer in seen.trace.layers
+    ]
+
+
+def answer(layer: LayerRecord, query: int, hw: tuple[int, int]) -> Json:
+    """What a query (counted row by row) attends to.
+
+    ``keys`` are sets of places, ``set`` says which of them each head sees; a deformable layer's are its groups.
+    """
+    attended = layer.attend([query])
+    keys, sets = _sets(attended, layer)
+    return {
+        "query": query,
+        "at": _rounded(layer.index_pixels(_place(query, layer), hw)),
+        "keys": [_rounded(layer.index_pixels(places, hw)) for places in keys],
+        "set": sets,
+        "weights": [[float(f"{w:.3g}") for w in head] for head in attended.weights[:, 0].tolist()],
+        "bias": None
+        if attended.bias is None
+        else [[round(b, 3) for b in head] for head in attended.bias[:, 0].tolist()],
+    }
+
+
+def picture(seen: Look, network: nn.Module, info: ModelInfo, source: Any, size: Any = None) -> bytes:
+    """JPEG of what the network saw, as sharp as the image allows, with what was found on it."""
+    if isinstance(network, systems.Detector | systems.Segmenter) or size is not None:
+        shown = to_picture(seen.drawn)
+        shown.thumbnail((2 * DISPLAY, 2 * DISPLAY))
+    else:
+        shown = display(source, info, seen.hw)
+    return encode(shown)
+
+
+def encode(image: Image.Image) -> bytes:
+    """RGB -> JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+PAGE = Path(__file__).parent / "static"
+
+
+def data_url(jpeg: bytes) -> str:
+    """A JPEG as text that a page can show."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _layer(layer: LayerRecord, hw: tuple[int, int]) -> Json:
+    height, width = layer.feature_hw
+    described: Json = {
+        "name": layer.name,
+        "label": _label(layer),
+        "kind": layer.kind,
+        "heads": layer.num_heads,
+        "map": [height, width],
+        "first": _rounded(layer.index_pixels(torch.zeros(2), hw)),
+        "step": _rounded(layer.index_pixels(torch.ones(2), hw) - layer.index_pixels(torch.zeros(2), hw)),
+        "reference": None,
+        "deformed": None,
+    }
+    if layer.reference is not None and layer.deformed is not None:
+        described["reference"] = _rounded(layer.pixels(layer.reference, hw).flatten(0, 1))
+        described["deformed"] = _points(layer, layer.deformed[0], hw)
+    return described
+
+
+def _label(layer: LayerRecord) -> str:
+    parts = layer.name.split(".")
+    if "stages" in parts and "blocks" in parts:
+        stage, block = (int(parts[parts.index(word) + 1]) + 1 for word in ("stages", "blocks"))
+        return f"stage {stage}, block {block}"
+    return layer.name
+
+
+def _points(layer: LayerRecord, positions: Tensor, hw: tuple[int, int]) -> list[list[list[float]]]:
+    return [_rounded(layer.pixels(group, hw).flatten(0, 1)) for group in positions]
+
+
+def _rounded(values: Tensor) -> Any:
+    return torch.round(values.float().cpu(), decimals=2).double().mul(100).round().div(100).tolist()
+
+
+def _place(query: int, layer: LayerRecord) -> Tensor:
+    return torch.tensor([query // layer.feature_hw[1], query % layer.feature_hw[1]], dtype=torch.float32)
+
+
+def _sets(attended: Attended, layer: LayerRecord) -> tuple[list[Tensor], list[int]]:
+    """Different sets of keys, and which of them each head sees."""
+    keys = attended.keys[:, 0]
+    if isinstance(layer.layer, DeformableAttention):
+        per_group = layer.num_heads // layer.layer.groups
+        return list(keys[::per_group]), [head // per_group for head in range(layer.num_heads)]
+    if layer.kind == "deformable_detr":
+        return list(keys), list(range(layer.num_heads))
+    return [keys[0]], [0] * layer.num_heads
+
+
+def _offset_range(seen: Look) -> float | None:
+    """s of the deformable layers, if they have one and share it."""
+    layers = [layer.layer for layer in seen.trace.deformable]
+    ranges = {
+        layer.points.offset_range
+        for layer in layers
+        if isinstance(layer, DeformableAttention) and layer.points.bound == "range"
+    }
+    return ranges.pop() if len(ranges) == 1 else None

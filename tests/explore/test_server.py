@@ -1,0 +1,251 @@
+"""What the page asks for, and what users drop on it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from pictures_made import photo
+from PIL import Image
+from starlette.testclient import TestClient
+
+from deformvit import load_model, record
+from deformvit.explore import look
+from deformvit.explore.look import prepare
+from deformvit.explore.page import document, write_page
+from deformvit.explore.server import IMAGES, Session, application
+from deformvit.models.trace import scale_offsets
+
+
+@pytest.fixture(scope="module")
+def session(small_model):
+    return Session([str(small_model)], torch.device("cpu"))
+
+
+@pytest.fixture
+def client(session):
+    return TestClient(application(session, ["testserver"]))
+
+
+def opened(client, content, name="photo.jpg"):
+    return client.post("/api/image", params={"name": name}, content=content, headers={"X-Deformvit": "1"})
+
+
+def test_a_view_says_what_the_model_does(client, small_model):
+    content = photo(300, 400)
+    number = opened(client, content).json()["id"]
+    view = client.get("/api/view", params={"image": number, "model": 0}).json()
+    model, info = load_model(str(small_model))
+    x = prepare(content, info)[None]
+    with torch.inference_mode(), record(model) as trace:
+        chances = model(x).softmax(-1)[0]
+    best = int(chances.argmax())
+    assert view["found"][0]["name"] == info.classes[best]
+    assert view["found"][0]["value"] == pytest.approx(float(chances[best]), abs=1e-3)
+    assert [layer["name"] for layer in view["layers"]] == [layer.name for layer in trace.layers]
+    kinds = [layer["kind"] for layer in view["layers"]]
+    assert kinds == ["window", "shifted"] * 2 + ["window", "deformable"] * 2
+    for told, layer in zip(view["layers"], trace.layers, strict=True):
+        if layer.deformed is not None:
+            expected = layer.pixels(layer.deformed[0], (224, 224)).flatten(1, 2)
+            np.testing.assert_allclose(told["deformed"], expected.numpy(), atol=0.05)
+
+
+def test_an_answer_is_the_attention_of_the_query(client, small_model):
+    content = photo(240, 320)
+    number = opened(client, content).json()["id"]
+    model, info = load_model(str(small_model))
+    with torch.inference_mode(), record(model) as trace:
+        model(prepare(content, info)[None])
+    where = 5  # stage 3's deformable layer
+    layer = trace.layers[where]
+    answer = client.get("/api/attention", params={"image": number, "model": 0, "layer": where, "query": 17}).json()
+    found = layer.attend([17])
+    np.testing.assert_allclose(answer["weights"], found.weights[:, 0].numpy(), atol=2e-3)
+    np.testing.assert_allclose(answer["bias"], found.bias[:, 0].numpy(), atol=1e-3)
+    assert answer["set"] == [0, 0, 1, 1]
+    assert len(answer["keys"]) == 2
+    assert answer["at"] == [16 * (17 // 14) + 8, 16 * (17 % 14) + 8]
+
+
+def test_scaled_offsets_move_points_and_prediction(client):
+    number = opened(client, photo(224, 224)).json()["id"]
+    views = [
+        client.get("/api/view", params={"image": number, "model": 0, "scale": scale}).json() for scale in (0, 0.5, 1)
+    ]
+    still, half, full = (np.array(view["layers"][5]["deformed"]) for view in views)
+    reference = np.array(views[0]["layers"][5]["reference"])
+    np.testing.assert_allclose(still, np.broadcast_to(reference, still.shape), atol=0.02)
+    np.testing.assert_allclose(half - reference, (full - reference) / 2, atol=0.02)  # the first layer's are linear
+    assert np.abs(full - reference).max() > 0.5
+    assert views[0]["found"] != views[2]["found"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"I am a text file", "not a readable image"),
+        (b"", "not a readable image"),
+        (photo(60, 60)[:400], "not a readable image"),
+    ],
+)
+def test_what_is_no_image_is_told(client, content, message):
+    reply = opened(client, content, "notes.png")
+    assert reply.status_code == 422
+    assert "notes.png" in reply.json()["error"]
+    assert message in reply.json()["error"]
+
+
+def test_one_pixel(client):
+    number = opened(client, photo(1, 1, "PNG")).json()["id"]
+    assert client.get("/api/view", params={"image": number, "model": 0}).json()["height"] == 224
+    picture = Image.open(io.BytesIO(client.get("/api/picture", params={"image": number, "model": 0}).content))
+    assert picture.size == (224, 224)
+
+
+def test_fifty_megapixels(client):
+    content = photo(6200, 8200)
+    started = time.monotonic()
+    number = opened(client, content).json()["id"]
+    assert client.get("/api/view", params={"image": number, "model": 0}).status_code == 200
+    assert client.get("/api/picture", params={"image": number, "model": 0}).status_code == 200
+    assert time.monotonic() - started < 30
+
+
+def test_a_photo_is_turned_upright(client):
+    image = Image.open(io.BytesIO(photo(40, 80)))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held upright: stored rows are columns
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    number = opened(client, buffer.getvalue()).json()["id"]
+    turned = client.get("/api/picture", params={"image": number, "model": 0}).content
+    number = opened(client, buffer.getvalue().replace(b"Exif\0\0", b"Nope\0\0", 1)).json()["id"]
+    stored = client.get("/api/picture", params={"image": number, "model": 0}).content
+    top, left = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (turned, stored))
+    assert np.abs(top - np.rot90(left, -1)).mean() < 12
+    assert np.abs(top - left).mean() > 30
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/api/view?image=99999&model=0", "image 99999 is not open any more"),
+        ("/api/view?image=cat&model=0", "image must be a number, got 'cat'"),
+        ("/api/view?image={}&model=7", "there is no model 7; there are 1"),
+        ("/api/view?image={}&model=0&scale=3", "scale must be from 0 to 1, got 3.0"),
+        ("/api/view?image={}&model=0&scale=nan", "scale must be from 0 to 1, got nan"),
+        ("/api/attention?image={}&model=0&layer=99&query=0", "there is no layer 99; there are 8"),
+        ("/api/attention?image={}&model=0&layer=0&query=-1", "there is no query -1; there are 3136"),
+    ],
+)
+def test_wrong_questions_are_told(client, path, message):
+    number = opened(client, photo(20, 30)).json()["id"]
+    reply = client.get(path.format(number))
+    assert reply.status_code == 422
+    assert message in reply.json()["error"]
+
+
+def test_other_pages_are_kept_out(session):
+    client = TestClient(application(session, ["127.0.0.1"]), base_url="http://evil.example")
+    assert client.get("/api/known").status_code == 400  # a name that was made to lead here
+    client = TestClient(application(session, ["testserver"]))
+    assert client.post("/api/image", content=photo(10, 10)).status_code == 422  # what a form can send
+
+
+def test_nothing_comes_from_another_host(client):
+    page = client.get("/")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page.text)
+
+
+def test_old_images_go(client):
+    numbers = [opened(client, photo(9, 9)).json()["id"] for _ in range(IMAGES + 1)]
+    assert client.get("/api/view", params={"image": numbers[0], "model": 0}).status_code == 422
+    assert client.get("/api/view", params={"image": numbers[-1], "model": 0}).status_code == 200
+
+
+def test_twenty_clicks_a_second(client):
+    """From several threads, while the offset scale moves."""
+    number = opened(client, photo(224, 224)).json()["id"]
+    failed = []
+
+    def click(query):
+        scale = (query % 3) / 2
+        where = {"image": number, "model": 0, "layer": 5, "query": query, "scale": scale}
+        reply = client.get("/api/attention", params=where)
+        if reply.status_code != 200 or reply.json()["query"] != query:
+            failed.append(reply.text)
+
+    threads = [threading.Thread(target=click, args=(query,)) for query in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+
+
+def test_a_model_is_left_as_it_was(small_model):
+    model, info = load_model(str(small_model))
+    x = prepare(photo(50, 70), info)[None]
+    with torch.inference_mode():
+        before = model(x)
+        look(model, info, photo(50, 70), scale=0.3)
+        assert torch.equal(model(x), before)
+        with scale_offsets(model, 1.0):
+            assert torch.equal(model(x), before)
+        with scale_offsets(model, 0.0):
+            assert not torch.equal(model(x), before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+# ---- the page as a file ----
+
+
+def stored(html):
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_a_file_holds_what_the_server_says(client, small_model, tmp_path):
+    content = photo(224, 224)
+    number = opened(client, content).json()["id"]
+    (tmp_path / "photo.jpg").write_bytes(content)
+    broken = tmp_path / "broken.png"
+    broken.write_text("text")
+    inputs = [(str(path), path) for path in (tmp_path / "photo.jpg", broken)]
+    failed = write_page(tmp_path / "page.html", inputs, [str(small_model)], torch.device("cpu"))
+    assert len(failed) == 1
+    assert "broken.png" in failed[0]
+    html = (tmp_path / "page.html").read_text()
+    assert "<b>dog" not in html
+    data = stored(html)
+    assert data["images"][0]["name"] == "photo.jpg"
+    view = data["images"][0]["views"][0]
+    served = client.get("/api/view", params={"image": number, "model": 0}).json()
+    assert view["found"][:5] == served["found"][:5]
+    assert [layer["deformed"] for layer in view["layers"]] == [layer["deformed"] for layer in served["layers"]]
+    where = {"image": number, "model": 0, "layer": 5, "query": 100}
+    answer = client.get("/api/attention", params=where).json()
+    attention = view["layers"][5]["attention"]
+    shape = (196, 4, attention["number"])
+    weights = np.frombuffer(base64.b64decode(attention["weights"]), np.uint8).reshape(shape)
+    highest = np.frombuffer(base64.b64decode(attention["highest"]), "<f4").reshape(196, 4, 1)
+    np.testing.assert_allclose(highest[100] * (weights[100] / 255.0) ** 2, answer["weights"], atol=2e-3)
+    low, high = attention["bias_range"]
+    bias = np.frombuffer(base64.b64decode(attention["bias"]), np.uint8).reshape(shape)
+    np.testing.assert_allclose(low + (high - low) * (bias[100] / 255.0), answer["bias"], atol=(high - low) / 200)
+    assert [entry["scale"] for entry in view["scaled"]] == [i / 8 for i in range(9)]
+    assert view["scaled"][0]["found"] != view["scaled"][8]["found"]
+
+
+def test_names_cannot_break_out_of_the_page():
+    html = document({"models": ["</script><script>alert(1)</script>"], "images": []})
+    assert html.count("<script") == document(None).count("<script")
+    assert stored(html)["models"] == ["</script><script>alert(1)</script>"]
