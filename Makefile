@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-slow test-gpu lint format clean help
+.PHONY: docs demo test test-slow test-gpu lint format clean help
 
 help:
 	@echo "make demo       train dat_nano on the embedded sample (about two minutes), evaluate, predict, draw"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the tests that take minutes;  make test-gpu  those that need CUDA"
+	@echo "make docs       the site, with API reference and gallery, into runs/docs"
 	@echo "make lint       ruff and mypy;  make format  let ruff format"
 
 KERNELS := $(wildcard src/deformvit/ops/native/*.cpp src/deformvit/ops/native/*.h src/deformvit/ops/native/build.py)
@@ -36,6 +37,10 @@ test-slow: .venv/installed
 
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu
+
+docs: .venv/installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs runs/docs
+	@echo "The site: runs/docs/index.html"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from deformvit.errors import UserError
 
 EXTRAS = {
     "pyarrow": "train", "tensorboard": "train", "matplotlib": "figures", "faster_coco_eval": "dense",
-    "segmentation_models_pytorch": "dense",
+    "segmentation_models_pytorch": "dense", "starlette": "explore", "uvicorn": "explore",
 }  # fmt: skip
 """Which extra installs what not every command needs."""
 

@@ -32,17 +32,21 @@ def image_files(images: list[Path]) -> list[Path]:
 
 
 def sources(images: list[Path]) -> list[tuple[str, Any]]:
-    """Names, and paths or decoded images, in the order given."""
-    if images == [Path("photo")] and not images[0].exists():
-        from deformvit.data.datasets import SAMPLES
+    """Names, and paths or decoded images, in the order given; ``photo`` and ``sample`` are the embedded ones."""
+    found: list[tuple[str, Any]] = []
+    for path in images:
+        if path.exists() or str(path) not in ("photo", "sample"):
+            found += [(str(file), file) for file in image_files([path])]
+        elif str(path) == "photo":
+            from deformvit.data.datasets import SAMPLES
 
-        return [("cat.jpg", SAMPLES / "cat.jpg")]
-    if images == [Path("sample")] and not images[0].exists():
-        from deformvit.data import open_split
+            found.append(("cat.jpg", SAMPLES / "cat.jpg"))
+        else:
+            from deformvit.data import open_split
 
-        split = open_split("sample", "val")
-        return [(f"sample{i}", split[i][0]) for i in range(8)]
-    return [(str(path), path) for path in image_files(images)]
+            split = open_split("sample", "val")
+            found += [(f"sample{i}", split[i][0]) for i in range(8)]
+    return found
 
 
 def need_classes(model: str, info: ModelInfo) -> None:

@@ -63,7 +63,7 @@ def reference_points(
         size: (H, W) of the key grid; (L,) or (D, H, W) in one or three dimensions.
 
     Returns:
-        (*size, n), (y, x) for n = 2, normalised.
+        ``(*size, n)``, (y, x) for n = 2, normalised.
     """
     check_convention(convention)
     shift = 0.0 if convention == "aligned" else 0.5
@@ -83,7 +83,7 @@ def query_points(
         size: (H, W) of the queries' map; (L,) or (D, H, W) in one or three dimensions.
 
     Returns:
-        (*size, n), (y, x) for n = 2, normalised.
+        ``(*size, n)``, (y, x) for n = 2, normalised.
     """
     check_convention(convention)
     shift = 0.5 if convention == "v1" else 0.0
@@ -121,14 +121,14 @@ def query_axis(n: int, convention: Convention = "v1") -> tuple[float, float]:
 
 @torch.fx.wrap
 def sample(x: Tensor, pos: Tensor) -> Tensor:
-    """Linear sampling of a map at positions, zero outside (equation 5, phi with g(a, b) = max(0, 1 - |a - b|)).
+    """Linear sampling of a map at positions, zero outside (equation 5, phi with ``g(a, b) = max(0, 1 - |a - b|)``).
 
     Args:
         x: (B, C, H, W) features; (B, C, L) or (B, C, D, H, W) in one or three dimensions.
-        pos: (B, *size_out, n) positions, (y, x) for n = 2, normalised. ``size_out`` has any number of axes.
+        pos: ``(B, *size_out, n)`` positions, (y, x) for n = 2, normalised. ``size_out`` has any number of axes.
 
     Returns:
-        (B, C, *size_out), in the dtype of ``x``.
+        ``(B, C, *size_out)``, in the dtype of ``x``.
     """
     if x.dtype != pos.dtype:  # under autocast features may be bfloat16, whose eight bits cannot hold a position
         return sample(x.to(pos.dtype), pos).to(x.dtype)
@@ -140,7 +140,7 @@ def sample_displaced(x: Tensor, queries: Tensor, pos: Tensor) -> Tensor:
     times over.
 
     Args:
-        x: (B, C, *size) maps.
+        x: ``(B, C, *size)`` maps.
         queries: (Q, n) positions.
         pos: (B, N, n) positions.
 
