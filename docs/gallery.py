@@ -52,8 +52,8 @@ ENTRIES = (
 )
 PAGE = """# Gallery
 
-Drawn by this site's build with the packaged weights, which see 32 x 32 pixels (CIFAR-10); {{doc}}`figures` says what the
-kinds are.
+Drawn by this site's build with the packaged weights, which see 32 x 32 pixels (CIFAR-10); {{doc}}`figures` says what
+the kinds are.
 
 <a href="gallery/explore.html">The same image as a page to explore</a>, one file made by
 `deformvit figure points photo --html`.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import matplotlib.image
 import numpy as np
@@ -106,6 +111,97 @@ def test_figure_of_chosen_layers(trained, photo, tmp_path):
         deformvit("figure", "points", photo, "--model", trained, "--output", tmp_path / folder, "--dpi", 50, *layers)
     tall, short = (Image.open(tmp_path / folder / "boot_points.png").height for folder in ("all", "two"))
     assert short < 0.8 * tall  # rows are layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("keys", ["--count", 20]),
+        ("keys", ["--point", 0.2, 0.9]),
+        ("query", ["--heads", "each", "--layers", 2]),
+        ("query", ["--heads", "1", "--compare", "dat_nano.cifar10", "--size", 40, 56]),
+        ("offsets", ["--size", 33, 70, "--width", 5]),
+        ("points", ["--size", 48, 32]),
+    ],
+)
+def test_every_kind_of_figure(trained, photo, tmp_path, capsys, kind, options):
+    deformvit("figure", kind, photo, "--model", trained, "--output", tmp_path, "--dpi", 60, *options)
+    target = tmp_path / f"boot_{kind}.png"
+    pixels = matplotlib.image.imread(target)
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50
+    printed = capsys.readouterr().out
+    assert str(target) in printed
+    if kind == "offsets":
+        assert pixels.shape[1] == 300
+        assert "stages.3.blocks.0.attn" in printed
+
+
+def test_figures_go_on_after_a_broken_file(trained, photo, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    for more in ([], ["--html"]):
+        message = fails(
+            capsys, "figure", "keys", broken, photo, "--model", trained, "--output", tmp_path / "out", *more
+        )
+        assert "broken.png: not a readable image" in message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["boot_keys.png", "explore.html"]
+
+
+def test_figure_of_runs(trained, tmp_path):
+    deformvit("figure", "curves", trained.parent, trained.parent, "--output", tmp_path, "--format", "pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["objects", "photo"], "objects is for detectors and segmentation networks"),
+        (["query", "photo", "--point", "0.5", "1.5"], "point must be two shares from 0 to 1, got 0.5 and 1.5"),
+        (["query", "photo", "--heads", "some"], "heads must be mean, each, or numbers such as 1,3; got 'some'"),
+        (["query", "photo", "--heads", "9", "--layers", "1"], "there is no head 9"),
+        (["points", "photo", "--layers", "7"], "there is no layer 7; dat_nano.cifar10 has 4 deformable layers"),
+        (["points", "photo", "--compare", "dat_nano.cifar10"], "compare is for query and --html, not for points"),
+        (["points", "photo", "--size", "0", "5"], "size must be a height and a width"),
+        (["curves", "photo"], "no such file; curves are drawn of folders that `deformvit train` wrote"),
+        (["curves", "photo", "--html"], "html shows images"),
+        (["keys", "photo", "--dpi", "0"], "dpi and width must be positive"),
+    ],
+)
+def test_wrong_figures_are_told(tmp_path, capsys, words, message):
+    assert message in fails(capsys, "figure", *words, "--output", tmp_path)
+
+
+def test_explore_serves_and_says_where(trained, photo, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "deformvit",
+        "explore",
+        str(photo),
+        "--model",
+        str(trained),
+        "--port",
+        "0",
+        "--no-open",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stderr.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert found, line + server.stderr.read()
+            with urllib.request.urlopen(found[0] + "api/known", timeout=30) as reply:
+                assert json.load(reply) == {"models": [trained.parent.name], "images": [{"id": 0, "name": "boot.png"}]}
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+    assert server.returncode in (0, 130)
+
+
+def test_explore_at_a_port_that_is_taken(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = fails(capsys, "explore", "--port", port, "--no-open")
+    assert f"cannot listen at 127.0.0.1, port {port}" in message
 
 
 def test_figure_moves_with_the_points(trained, tmp_path):

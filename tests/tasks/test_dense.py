@@ -193,6 +193,10 @@ def test_points_over_what_was_found(trained, shapes, recipe, tmp_path, capsys):
     model = trained / recipe / "best.safetensors"
     run("figure", "points", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--layers", 1, 3, "--dpi", 40)
     assert (tmp_path / "0_points.png").is_file()
+    run("figure", "objects", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--dpi", 40)
+    assert (tmp_path / "0_objects.png").is_file()
+    run("figure", "query", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--html")
+    assert '"changes":true' in (tmp_path / "explore.html").read_text()
 
 
 def fails(capsys, *arguments):

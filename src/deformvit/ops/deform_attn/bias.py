@@ -85,7 +85,8 @@ def table_cells(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention:
 def log_displacement(pos: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Tensor:
     """The log-spaced displacement that DAT++'s continuous position bias reads (after Swin Transformer V2, section 3.3).
 
-    ``sign(r) log2(|r| + 1) / log2(8)`` of r = 8 R, which runs to 8 where one point is on the map's far side of the other.
+    ``sign(r) log2(|r| + 1) / log2(8)`` of r = 8 R, which runs to 8 where one point is on the map's
+    far side of the other.
 
     Returns:
         (B * G, queries, N, n).

@@ -1,0 +1,193 @@
+"""Figures show what was recorded, where it is."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from deformvit import DeformableAttention, UserError, figures, load_model, record
+from deformvit.figures.offsets import flow_colours
+from deformvit.models.importance import key_importance
+
+HW = (40, 72)
+
+
+@pytest.fixture(scope="module")
+def trace():
+    model, _ = load_model("dat_nano.cifar10")
+    torch.manual_seed(0)
+    with torch.inference_mode(), record(model) as trace:
+        model(torch.randn(2, 3, *HW))
+    return trace
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(3, *HW)
+
+
+def circles(axis):
+    """Places (x, y) and areas of the largest set of circles in a panel."""
+    found = max(axis.collections, key=lambda c: len(c.get_offsets()))
+    return np.asarray(found.get_offsets()), found.get_sizes()
+
+
+def test_keys_are_those_of_highest_score(trace, image):
+    figure = figures.keys(image, trace.deformable, 1, count=20)
+    places, areas = circles(figure.axes[1])
+    found = key_importance(trace.deformable, 1)
+    scores = torch.cat([entry.scores.flatten() for entry in found])
+    pixels = torch.cat([entry.layer.index_pixels(entry.keys, HW).flatten(0, 1) for entry in found])
+    best = scores.topk(20).indices.flip(0)
+    np.testing.assert_allclose(places, pixels[best].flip(-1).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(areas / areas.max(), (scores[best] / scores.max()).numpy(), rtol=1e-4)
+    share = 100 * float(scores[best].sum() / scores.sum())
+    assert figure.axes[1].get_title(loc="left") == f"20 keys with {share:.0f} % of the importance"
+
+
+def test_keys_of_a_point_begin_at_its_query(trace, image):
+    everywhere, one = (circles(figures.keys(image, trace.deformable, point=p).axes[1])[1] for p in (None, (3.0, 70.0)))
+    assert not np.allclose(everywhere, one)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_query_shows_the_strongest_keys_of_a_head(trace, image, number):
+    layer = trace.deformable[number]
+    figure = figures.query(image, [[("a", layer)]], (9.0, 50.0), index=1, heads=[2], count=3)
+    places, areas = circles(figure.axes[0])
+    found = layer.attend([layer.query_at((9.0, 50.0), HW)], 1)
+    best = found.weights[1, 0].topk(3).indices.flip(0)
+    np.testing.assert_allclose(places, layer.index_pixels(found.keys[1, 0, best], HW).flip(-1).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(areas, 190 * (found.weights[1, 0, best] / found.weights[1, 0].max()).numpy(), rtol=1e-5)
+
+
+def test_query_of_all_heads_adds_up_those_with_the_same_keys(trace, image):
+    layer = trace.deformable[0]
+    figure = figures.query(image, [[("a", layer)]], (20.0, 36.0), count=10**6)
+    found = layer.attend([layer.query_at((20.0, 36.0), HW)])
+    places, areas = circles(figure.axes[0])
+    assert len(places) == 2 * found.weights.shape[-1]  # two groups
+    per_group = found.weights[:, 0].unflatten(0, (2, -1)).sum(1).flatten()
+    np.testing.assert_allclose(np.sort(areas), np.sort(190 * (per_group / per_group.max()).numpy()), rtol=1e-4)
+    assert "100 % of its attention" in figure.axes[0].get_title(loc="left")
+
+
+def test_query_of_every_layer_beside_another_models(trace, image):
+    rows = [[("ours", layer), ("again", layer)] for layer in trace.layers]
+    figure = figures.query(image, rows, (39.9, 71.9), heads="each")
+    widest = max(2 * layer.num_heads for layer in trace.layers)
+    assert len(figure.axes) == len(trace.layers) * widest
+
+
+def test_the_star_is_the_nearest_query(trace, image):
+    layer = trace.deformable[0]
+    axis = figures.query(image, [[("a", layer)]], (19.0, 50.0)).axes[0]
+    star = min(axis.collections, key=lambda c: len(c.get_offsets())).get_offsets()[0]
+    assert abs(star[0] - 50) <= layer.stride / 2
+    assert abs(star[1] - 19) <= layer.stride / 2
+
+
+def test_offset_statistics():
+    """Offsets that are known: half the range down, none to the right."""
+    layer = DeformableAttention(8, 2, 2, offset_range=2.0).eval()
+    with torch.no_grad():
+        last = layer.points.offset_net[-1]
+        last.weight.zero_()
+        last.register_forward_hook(
+            lambda module, inputs, output: output + torch.tensor([math.atanh(0.5), 0.0])[:, None, None]
+        )
+    with torch.no_grad(), record(torch.nn.Sequential(layer)) as trace:
+        layer(torch.randn(1, 8, 6, 9))
+    both = figures.offset_statistics(trace.deformable, (60, 90))
+    assert [entry.group for entry in both] == [1, 2]
+    for entry in both:
+        # Half of 2 / 6 of the half map is a sixth; positions span 5 of the 6 rows' distances, each 10 pixels.
+        assert entry.mean == pytest.approx(0.5 * 2 / 6 / 2 * 50, rel=1e-4)
+        assert entry.largest == pytest.approx(entry.mean, rel=1e-4)
+        assert entry.deviation == pytest.approx(0, abs=1e-4)
+        assert entry.saturated == 0
+        assert entry.outside == 0
+
+
+def test_saturated_and_outside_points_are_counted(trace):
+    layer = trace.deformable[0]
+    entry = figures.offset_statistics([layer], HW)[0]
+    reference, deformed = layer.points()
+    reach = (deformed[0, 0] - reference).abs() * torch.tensor(layer.feature_hw) / 2.0
+    assert entry.saturated == pytest.approx(float((reach >= 0.95).float().mean()))
+    outside = sum(1 for y, x in deformed[0, 0].flatten(0, 1).tolist() if abs(y) > 1 or abs(x) > 1)
+    assert entry.outside == pytest.approx(outside / deformed[0, 0, ..., 0].numel())
+
+
+def test_flow_colours():
+    right, down, none = flow_colours(torch.tensor([[[0.0, 2.0], [2.0, 0.0], [0.0, 0.0]]]), 2.0)[0]
+    assert right.tolist() == [1, 0, 0]
+    np.testing.assert_allclose(down, [0.5, 1, 0], atol=1e-6)
+    assert none.tolist() == [1, 1, 1]
+
+
+def test_offsets_draw_a_panel_a_group(trace, image):
+    figure = figures.offsets(image, trace.deformable)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert sum("group" in title for title in titles) == sum(layer.deformed.shape[1] for layer in trace.deformable)
+    drawn = next(axis for axis in figure.axes if axis.get_title(loc="left").startswith("group 1"))
+    assert drawn.images[0].get_array().shape[:2] == trace.deformable[0].reference.shape[:2]
+
+
+def test_objects_are_the_last_layers_of_the_last_two_stages(trace, image):
+    figure = figures.objects(image, trace.deformable)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["stage 3, block 4", "stage 4, block 1"]
+    points, _ = circles(figure.axes[1])
+    expected = trace.deformable[-1].pixels(trace.deformable[-1].deformed[0, 0], HW).flatten(0, 1).flip(-1)
+    np.testing.assert_allclose(points, expected.numpy(), rtol=1e-5)
+
+
+def test_curves(tmp_path):
+    for name, key, values in (("a", "top1", (10, 30)), ("b", "mIoU", (5, 9)), ("c", "top1", (20, 25))):
+        (tmp_path / name).mkdir()
+        lines = [{"epoch": i, "train_loss": 3 - i, key: value} for i, value in enumerate(values)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    figure = figures.curves({name: figures.read_log(tmp_path / name) for name in "abc"})
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "top-1 (%)", "mIoU"]
+    assert [line.get_label() for line in figure.axes[1].lines] == ["a", "c"]
+    assert figure.axes[1].lines[1].get_xydata().tolist() == [[1, 20], [2, 25]]
+    (tmp_path / "c" / "metrics.jsonl").write_text('{"epoch": 0}\n{"epo')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: not a line of a training log"):
+        figures.read_log(tmp_path / "c")
+    with pytest.raises(UserError, match="no such file"):
+        figures.read_log(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda t, i: figures.keys(i, []), "no deformable layers"),
+        (lambda t, i: figures.offsets(i, []), "no deformable layers"),
+        (lambda t, i: figures.objects(i, []), "no deformable layers"),
+        (lambda t, i: figures.query(i, [], (0, 0)), "no attention layers"),
+        (lambda t, i: figures.curves({}), "no runs"),
+        (lambda t, i: figures.keys(i, t.deformable, count=0), "count must be at least 1, got 0"),
+        (lambda t, i: figures.points(i, t.deformable, 2), "from 0 to 1, the recorded batch, got 2"),
+        (lambda t, i: figures.points(i, t.layers), "which has no deformed points"),
+        (lambda t, i: figures.query(i, [[("a", t.layers[0])]], (41, 0)), "on the image of 40 x 72 pixels"),
+        (lambda t, i: figures.query(i, [[("a", t.layers[0])]], (0, 0), heads=[99]), "there is no head 99"),
+        (lambda t, i: figures.query(i, [[("a", t.layers[0])]], (0, 0), heads="all"), "heads must be"),
+    ],
+)
+def test_wrong_arguments_are_told(trace, image, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(trace, image)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_they_are_saved(trace, image, tmp_path, suffix):
+    path = tmp_path / f"keys.{suffix}"
+    figures.keys(image, trace.deformable, title="$1$.png").savefig(path, dpi=60)
+    assert path.stat().st_size > 5000
+    if suffix == "png":
+        assert len(np.unique(matplotlib.image.imread(path).reshape(-1, 4), axis=0)) > 100
