@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,13 +53,19 @@ def test_cells_run_once_and_fill_the_table(images, tmp_path, monkeypatch, capsys
         "--epochs",
         "2",
     ]
+    cli.main([*command, "--rows", "2"])
+    told = capsys.readouterr()
+    assert "first" not in told.err
+    assert next(line for line in told.out.splitlines() if line.startswith("| first")).endswith("| - | - | - |")
+    for folder in (tmp_path / "runs" / "7-2-epochs").glob("second-*"):
+        shutil.rmtree(folder)
     cli.main(command)
     told = capsys.readouterr()
     assert [line.removeprefix("deformvit: ") for line in told.err.splitlines() if "seed" in line] == [
         "1 of 4: first, as it is, seed 0", "2 of 4: second, seed 0", "3 of 4: first, as it is, seed 1",
         "4 of 4: second, seed 1",
     ]  # fmt: skip
-    folder = tmp_path / "runs" / "7"
+    folder = tmp_path / "runs" / "7-2-epochs"
     final = {}
     for name in ("first-as-it-is", "second"):
         lines = [(folder / f"{name}-seed{seed}" / "metrics.jsonl").read_text().splitlines()[-1] for seed in (0, 1)]
@@ -75,6 +82,12 @@ def test_cells_run_once_and_fill_the_table(images, tmp_path, monkeypatch, capsys
     cli.main(command)
     assert "of 4" not in capsys.readouterr().err
     assert (folder / "second-seed1" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_row_that_is_not_there_is_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["ablate", "main", "--data", "sample", "--rows", "1", "9"])
+    assert "there is no row 9; main has 5" in capsys.readouterr().err
 
 
 def test_seeds_differ(tmp_path):

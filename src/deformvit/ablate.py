@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,10 @@ def cells(table: Table, seeds: int, output: Path) -> list[Cell]:
     ]
 
 
-def run(number: str, base: Config, seeds: int, output: Path, report: Callable[[str], None] = print) -> str:
+def run(
+    number: str, base: Config, seeds: int, output: Path, report: Callable[[str], None] = print,
+    rows: Sequence[int] = (),
+) -> str:  # fmt: skip
     """Train what is not finished yet; returns the table, which is also written beside the runs with its curves.
 
     Args:
@@ -63,11 +66,12 @@ def run(number: str, base: Config, seeds: int, output: Path, report: Callable[[s
         seeds: runs of every row.
         output: folder of the runs; an unfinished run in it is resumed.
         report: told what is trained.
+        rows: train only these, counted from 1; the table holds all that is finished.
     """
     table = TABLES[number]
     todo = cells(table, seeds, output)
     for place, cell in enumerate(todo, 1):
-        if cell.top1(base.run.epochs) is not None:
+        if cell.top1(base.run.epochs) is not None or (rows and table.rows.index(cell.row) + 1 not in rows):
             continue
         report(f"{place} of {len(todo)}: {cell.row.label}, seed {cell.seed}")
         config = configured(cell, base)

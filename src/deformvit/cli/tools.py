@@ -62,6 +62,7 @@ def ablate(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/ablate"),
     seeds: int = 3,
     epochs: int = 20,
+    rows: tuple[int, ...] = (),
     workers: int = 0,
     device: str = "auto",
 ) -> None:
@@ -73,9 +74,10 @@ def ablate(
     Args:
         number: `main`: DAT beside Swin, PVT, Deformable DETR's attention and DeiT; or a table or figure of the paper.
         data: images of 32 pixels such as CIFAR-10: a folder or parquet files, as in training.
-        output: folder; runs are in one below it for each table.
+        output: folder; runs are in one below it for each table and number of epochs.
         seeds: runs of every row.
         epochs: of every run.
+        rows: train only these rows, counted from 1, so that several processes or machines share a table.
         workers: loader processes.
         device: a torch device; auto takes the GPU if there is one.
     """
@@ -84,9 +86,12 @@ def ablate(
 
     if seeds < 1 or epochs < 1:
         raise UserError(f"seeds and epochs must be at least 1, got {seeds} and {epochs}")
+    wrong = [row for row in rows if not 1 <= row <= len(experiments.TABLES[number].rows)]
+    if wrong:
+        raise UserError(f"rows: there is no row {wrong[0]}; {number} has {len(experiments.TABLES[number].rows)}")
     base = recipes.nano_cifar10(epochs)
     base.data.root, base.data.workers, base.run.device = data, workers, device
-    print(experiments.run(number, base, seeds, output / number, experiments.progress))
+    print(experiments.run(number, base, seeds, output / f"{number}-{epochs}-epochs", experiments.progress, rows))
 
 
 def bench(
