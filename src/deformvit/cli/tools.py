@@ -83,12 +83,14 @@ def ablate(
     """
     from deformvit import ablate as experiments
     from deformvit import recipes
+    from deformvit.recipes.nano import TABLES
 
     if seeds < 1 or epochs < 1:
         raise UserError(f"seeds and epochs must be at least 1, got {seeds} and {epochs}")
-    wrong = [row for row in rows if not 1 <= row <= len(experiments.TABLES[number].rows)]
+    count = len(TABLES[number].rows)
+    wrong = [row for row in rows if not 1 <= row <= count]
     if wrong:
-        raise UserError(f"rows: there is no row {wrong[0]}; {number} has {len(experiments.TABLES[number].rows)}")
+        raise UserError(f"rows: there is no row {wrong[0]}; {number} has {count}")
     base = recipes.nano_cifar10(epochs)
     base.data.root, base.data.workers, base.run.device = data, workers, device
     print(experiments.run(number, base, seeds, output / f"{number}-{epochs}-epochs", experiments.progress, rows))
