@@ -110,6 +110,15 @@ def test_one_pixel(client):
     assert picture.size == (224, 224)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 9000), (9000, 2)])
+def test_a_line_of_pixels(small_model, height, width):
+    _, info = load_model(str(small_model))
+    pixels = prepare(photo(height, width, "PNG"), info)
+    assert pixels.shape == (3, 224, 224)
+    colours = (pixels * torch.tensor(info.std)[:, None, None] + torch.tensor(info.mean)[:, None, None]).mean((1, 2))
+    assert abs(colours[1 if width > height else 0] - 0.5) < 0.02  # the middle of what runs along the line
+
+
 def test_fifty_megapixels(client):
     content = photo(6200, 8200)
     started = time.monotonic()
@@ -170,6 +179,17 @@ def test_old_images_go(client):
     numbers = [opened(client, photo(9, 9)).json()["id"] for _ in range(IMAGES + 1)]
     assert client.get("/api/view", params={"image": numbers[0], "model": 0}).status_code == 422
     assert client.get("/api/view", params={"image": numbers[-1], "model": 0}).status_code == 200
+
+
+def test_memory_is_bounded(small_model, monkeypatch):
+    from deformvit.explore import server
+
+    monkeypatch.setattr(server, "MEMORY", 1)
+    session = Session([str(small_model)], torch.device("cpu"))
+    number = session.open(photo(30, 40), "a.jpg")
+    for i in range(8):
+        session.look(number, 0, i / 10)
+    assert [key[2] for key in session._looks] == [0.4, 0.5, 0.6, 0.7]
 
 
 def test_twenty_clicks_a_second(client):

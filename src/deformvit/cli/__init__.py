@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 
 from deformvit import recipes
-from deformvit.cli.looking import explore, figure
+from deformvit.cli.looking import Kind, explore, figure
 from deformvit.cli.pictures import predict
 from deformvit.cli.tools import ablate, bench, convert, table
 from deformvit.cli.training import evaluate, recipes_list, train
@@ -44,6 +44,8 @@ def main(args: list[str] | None = None) -> None:
         words[1] = words[1].replace("_", "-")  # recipes go by either spelling
     if words[:1] == ["train"]:
         words = ["--run.dry-run" if word == "--dry-run" else word for word in words]
+    if words[:1] == ["figure"] and "--html" in words and words[1] not in get_args(Kind):
+        words.insert(1, "points")
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="deformvit", description=(__doc__ or "").splitlines()[0], args=words

@@ -60,7 +60,8 @@ def figure(
         heads: `query`: mean, each, or numbers such as 1,3.
         count: `query` and `keys`: keys to draw; 30 and 150 by default.
         size: classifiers: resize the whole image to this height and width; by default what they are evaluated on.
-        html: write one page with all images, to explore in a browser, instead of pictures.
+        html: write one page with all images, to explore in a browser, instead of pictures; it opens with what `kind`
+            shows, which is `points` if left out.
         format: picture format.
         width: inches; the figure's own by default.
         dpi: pixels per inch.
@@ -85,7 +86,7 @@ def figure(
         return
     inputs, place = sources(images), pick_device(device)
     if html:
-        report(_page(inputs, [model, *([compare] if compare else [])], output, place, threshold, size))
+        report(_page(kind, inputs, [model, *([compare] if compare else [])], output, place, threshold, size))
         return
     loaded = [(name, *systems.load(name)) for name in (model, *([compare] if compare else []))]
     for _, network, _ in loaded:
@@ -205,13 +206,22 @@ def _save(drawn: Figure, target: Path, width: float | None, dpi: int) -> None:
     print(target)
 
 
+SHOWN = {
+    "points": ("reference", "arrows", "deformed"), "offsets": ("arrows",), "objects": ("deformed",),
+    "keys": ("attention",), "query": ("attention",),
+}  # fmt: skip
+"""What a page of that kind shows when it is opened."""
+
+
 def _page(
-    inputs: list[tuple[str, Any]], models: list[str], output: Path, place: torch.device, threshold: float,
+    kind: Kind, inputs: list[tuple[str, Any]], models: list[str], output: Path, place: torch.device, threshold: float,
     size: tuple[int, int] | None,
 ) -> list[str]:  # fmt: skip
     from deformvit.explore.page import write_page
 
-    failed = write_page(output / "explore.html", inputs, models, place, threshold=threshold, size=size)
+    failed = write_page(
+        output / "explore.html", inputs, models, place, threshold=threshold, size=size, show=SHOWN[kind]
+    )
     print(output / "explore.html")
     return failed
 

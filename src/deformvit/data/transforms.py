@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
@@ -46,9 +47,23 @@ def eval_transform(
     side = round(img_size / crop_pct)
     return transforms.Compose(
         [
+            *([_middle] if resize == "shorter" else []),
             transforms.Resize((side, side) if resize == "square" else side, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(img_size),
             transforms.ToTensor(),
             transforms.Normalize(mean, std),
         ]
     )
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than eight times as long as wide.
+
+    A line of pixels, its shorter side resized, would be a picture of gigabytes, of which the centre crop keeps little.
+    """
+    width, height = image.size
+    longest = 8 * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def document(data: Json | None) -> str:
 
 def write_page(
     target: Path, inputs: list[tuple[str, Any]], models: list[str], device: torch.device, *, threshold: float = 0.5,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None, show: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """Write the page with everything about some images.
 
@@ -46,6 +47,8 @@ def write_page(
         device: to compute on.
         threshold: detectors: score from which objects count.
         size: classifiers: (H, W) that whole images are resized to.
+        show: what is switched on when the page is opened: "reference", "arrows", "deformed", "attention", "bias"; by
+            default as the served page.
 
     Returns:
         Messages about images that could not be read.
@@ -68,7 +71,7 @@ def write_page(
         images.append({"name": Path(name).name, "views": stored})
     if not images:
         raise UserError("; ".join(failed))
-    data = {"models": short_names(models), "images": images}
+    data = {"models": short_names(models), "images": images, "show": list(show)}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda path: path.write_text(document(data), encoding="utf-8"))
     return failed

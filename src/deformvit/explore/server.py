@@ -35,8 +35,9 @@ UPLOAD = 256 * 1024**2
 """Bytes of an image that the server takes; a photo of 50 megapixels has 20 to 150 MB."""
 IMAGES = 12
 """Images that are kept; who asks for an older one is told to open it again."""
-LOOKS = 24
-"""Passes of an image through a model that are kept."""
+MEMORY = 1024**3
+"""Bytes of recorded passes of images through models that are kept; the newest ones stay in any case."""
+NEWEST = 4
 SIDE = 2048
 """Longer side to which larger images are reduced first; networks see less."""
 POLICY = (
@@ -108,10 +109,15 @@ class Session:
                 self._looks[key] = look(
                     chosen.network, chosen.info, self._images[image][1], threshold=self.threshold, scale=scale, top=8
                 )
-                while len(self._looks) > LOOKS:
+                while len(self._looks) > NEWEST and sum(map(_bytes, self._looks.values())) > MEMORY:
                     self._looks.popitem(last=False)
             self._looks.move_to_end(key)
             return self._looks[key], chosen, self._images[image][1]
+
+
+def _bytes(seen: Look) -> int:
+    tensors = [seen.seen, seen.drawn, *(layer.x for layer in seen.trace.layers)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def application(session: Session, hosts: list[str] | None = None) -> Starlette:

@@ -3,6 +3,7 @@
 // views and answers (view.py). All places are [y, x] in pixels of what the network saw.
 
 const COLOURS = ["#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c"];
+const SWITCHES = ["reference", "arrows", "deformed", "attention", "bias"];
 const $ = (id) => document.getElementById(id);
 const inside = JSON.parse($("data").textContent);
 
@@ -501,7 +502,7 @@ function listen() {
   $("layer").addEventListener("change", () => { state.layer = $("layer").value; state.head = state.group = -1; fillChoices(); answerNewest(); });
   $("head").addEventListener("change", () => { state.head = Number($("head").value); draw(); });
   $("group").addEventListener("change", () => { state.group = Number($("group").value); draw(); });
-  for (const id of ["reference", "arrows", "deformed", "attention", "bias"]) $(id).addEventListener("change", () => answerNewest());
+  for (const id of SWITCHES) $(id).addEventListener("change", () => answerNewest());
   $("scale").addEventListener("input", () => { state.scale = Number($("scale").value); fillChoices(); load(); });
   $("image").addEventListener("change", () => { state.image = Number($("image").value); say(""); load(); });
   $("compare").addEventListener("change", () => {
@@ -543,6 +544,7 @@ async function start() {
   const known = await source.known();
   Object.assign(state, known, { image: known.images.length ? known.images[0].id : null });
   if (inside) $("open").hidden = true;
+  if (inside && inside.show.length) SWITCHES.forEach((id) => { $(id).checked = inside.show.includes(id); });
   options($("compare"), [[-1, "nothing"], ...state.models.map((name, i) => [i, name]).slice(1)], state.models.length > 1 ? 1 : -1);
   $("compare-label").hidden = state.models.length < 2;
   makePanes(state.models.length > 1 ? [0, 1] : [0]);
