@@ -58,7 +58,7 @@ def alone(images, tmp_path_factory):
     [
         ("ddp", ()),
         ("fsdp", ("--run.parallel", "fsdp")),
-        ("accumulated", ("--run.accumulate", "2", "--run.grad-checkpointing")),
+        pytest.param("accumulated", ("--run.accumulate", "2", "--run.grad-checkpointing"), marks=pytest.mark.slow),
     ],
 )
 def test_processes_train_as_one_does(images, alone, tmp_path, name, more):
@@ -113,6 +113,7 @@ def test_processes_that_torchrun_starts_again_go_on(images, tmp_path):
     assert_same_state(tmp_path / "again", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_batches_that_cannot_be_shared_are_told(images, tmp_path: Path):
     ended = torchrun(["-m", "deformvit"], images, tmp_path / "run", "--data.batch-size", "7")
     assert ended.returncode != 0

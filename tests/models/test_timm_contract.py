@@ -144,7 +144,11 @@ def variant(key):
     return timm.create_model("dat_tiny", **{"num_classes": 5, **SMALL, **VARIANTS[key]}).eval()
 
 
-@pytest.mark.parametrize("key", VARIANTS)
+RARE = ("dwconv", "pooled", "side_by_side", "reduction")
+"""Of no published model."""
+
+
+@pytest.mark.parametrize("key", [pytest.param(key, marks=pytest.mark.slow if key in RARE else ()) for key in VARIANTS])
 def test_graphs_compute_the_same(key):
     """Plain torch.fx at any size, torch.compile without a break at two sizes, torch.export."""
     model = variant(key)
