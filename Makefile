@@ -30,7 +30,7 @@ demo: .venv/installed
 
 # A process a core, each with one thread: threads of several processes wait for one another.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -140,7 +140,7 @@ const load = newest(async () => {
     }
     Object.assign(pane, { view, image, scale, answer: null });
   }
-  if (image !== state.image || scale !== state.scale) return;
+  if (image !== state.image || scale !== state.scale || state.panes.some((pane) => !pane.view)) return;  // asked anew meanwhile
   fillChoices();
   if ($("status").classList.contains("bad") === false) say(state.images.find((entry) => entry.id === image)?.name || "");
   state.panes.forEach(showFound);
