@@ -78,6 +78,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     """
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
+    if path.suffix in (".pth", ".pt", ".bin"):
+        raise ModelFileError(f"{path}: a PyTorch checkpoint; `deformvit convert` makes a model file of it")
     try:
         with safe_open(path, framework="pt") as file:
             header: Mapping[str, str] = file.metadata() or {}
