@@ -38,7 +38,7 @@ class LoaderConfig:
     workers: int = 1
     """Loader processes of each process; 0 loads in the training process."""
     max_unreadable: int = 50
-    """Damaged training images that are passed over, with a word for each, before the run stops."""
+    """Damaged images of training, and of evaluation, that are passed over with a word for each before the run stops."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, from 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

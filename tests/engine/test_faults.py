@@ -210,6 +210,29 @@ def test_unreadable_images_are_passed_over_up_to_a_limit(images, tmp_path, capsy
         run(config)
 
 
+def test_unreadable_images_are_left_out_of_the_evaluation(images, tmp_path, capsys):
+    damaged, fewer = tmp_path / "damaged", tmp_path / "fewer"
+    for root in (damaged, fewer):
+        shutil.copytree(images, root)
+    for name in ("left/3.png", "top/5.png"):
+        (damaged / "val" / name).write_bytes(b"no image")
+        (fewer / "val" / name).unlink()
+    config = small(damaged, tmp_path / "run", epochs=2)
+    config.data.workers, config.data.eval_batch_size = 2, 1  # batches of nothing
+    run(config)
+    told = capsys.readouterr().err
+    for name in ("left/3.png", "top/5.png"):
+        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable image", told)) == 1
+    run(small(fewer, tmp_path / "fewer_run", epochs=2))
+    for mine, other in zip(lines(tmp_path / "run"), lines(tmp_path / "fewer_run"), strict=True):
+        assert mine["top1"] == other["top1"]
+        assert mine["loss"] == pytest.approx(other["loss"])
+    config = small(damaged, tmp_path / "strict", epochs=2)
+    config.data.max_unreadable = 1
+    with pytest.raises(DataError, match=r"more than 1 images of the evaluation cannot be read"):
+        run(config)
+
+
 def test_nothing_readable_is_told_at_once(images, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(images, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -128,9 +129,45 @@ def test_segmentation_evaluates_scales_flips_and_windows(trained, scenes, capsys
     assert 0 <= values(capsys.readouterr().out)["mIoU"] <= 100
 
 
+def without_one(root, folder, damaged):
+    """A copy of a set whose validation image 1 is damaged, or not there."""
+    shutil.copytree(root, folder)
+    (picture,) = folder.glob("**/val*/1.png") if root.name.startswith("shapes") else folder.glob("images/val*/1.png")
+    if damaged:
+        picture.write_bytes(picture.read_bytes()[:50])
+        return folder
+    for found in folder.glob("**/val*/1.png"):
+        found.unlink()
+    for path in folder.glob("val.json"):
+        content = json.loads(path.read_text())
+        content["images"] = [entry for entry in content["images"] if entry["file_name"] != "1.png"]
+        path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
+def test_damaged_images_are_left_out(trained, shapes, scenes, recipe, tmp_path, capsys):
+    root = shapes if recipe in DETECTORS else scenes
+    model = trained / recipe / "best.safetensors"
+    measured = []
+    for damaged in (True, False):
+        data = without_one(root, tmp_path / str(damaged), damaged)
+        run("eval", "--model", model, "--data", data, "--workers", 0, "--device", "cpu")
+        told = capsys.readouterr()
+        measured.append(values(told.out))
+        assert told.err.count("left out of the evaluation: ") == damaged
+        assert ("1.png: not a readable image" in told.err) == damaged
+    assert measured[0]["images"] == 4
+    assert measured[0] == pytest.approx(measured[1], nan_ok=True)
+    run("eval", "--model", model, "--data", root, "--workers", 0, "--device", "cpu")
+    whole = values(capsys.readouterr().out)
+    key = "box_AP" if recipe in DETECTORS else "mIoU"
+    assert whole[key] != pytest.approx(measured[0][key], abs=0.01)
+
+
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
 def test_several_processes_measure_the_same(trained, shapes, scenes, recipe, tmp_path, capsys):
-    root = shapes if recipe in DETECTORS else scenes
+    root = without_one(shapes if recipe in DETECTORS else scenes, tmp_path / "damaged", True)
     model = str(trained / recipe / "best.safetensors")
     arguments = ["eval", "--model", model, "--data", str(root), "--workers", "0", "--device", "cpu"]
     run(*arguments)

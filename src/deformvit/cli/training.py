@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deformvit.engine.loop import Task
     from deformvit.models.files import ModelInfo
     from deformvit.systems import Detector, Segmenter
+    from deformvit.tasks.loading import Evaluated
 
     Recipe = BaseConfig
 else:
@@ -137,34 +138,39 @@ def _detector(
     import json
 
     from deformvit import parallel
+    from deformvit.data import coco
     from deformvit.storage import write_atomically
-    from deformvit.tasks import detection
+    from deformvit.tasks import detection, loading
 
     images = detection.open_evaluation(data, network.has_masks, info.classes)
     if parallel.rank() == 0:
         for problem in images.problems:
             print(f"deformvit: {problem}", file=sys.stderr)
-    metrics, found = detection.evaluate(network, images, place, shown, workers)
+    batches = loading.Evaluated(images, coco.collate, 1, workers)
+    metrics, found = detection.evaluate(network, batches, place, shown)
     if results is not None and parallel.rank() == 0:
         write_atomically(results, lambda path: path.write_text(json.dumps(found)))
-    return [("images", str(len(images))), *((name, f"{value:.2f}") for name, value in metrics.items())]
+    return [("images", _count(batches)), *((name, f"{value:.2f}") for name, value in metrics.items())]
 
 
 def _segmenter(
     network: Segmenter, info: ModelInfo, settings: SegmentationDataConfig, place: Any, shown: bool
 ) -> list[tuple[str, str]]:
-    from deformvit.tasks import segmentation
+    from torch.utils.data import default_collate
+
+    from deformvit.tasks import loading, segmentation
 
     images = segmentation.open_evaluation(settings, info.classes)
-    metrics = segmentation.evaluate(network, images, settings, place, shown, info.classes)
-    return [("images", str(len(images))), *((name, f"{value:.2f}") for name, value in metrics.items())]
+    batches = loading.Evaluated(images, default_collate, 1, settings.workers)
+    metrics = segmentation.evaluate(network, batches, settings, place, shown, info.classes)
+    return [("images", _count(batches)), *((name, f"{value:.2f}") for name, value in metrics.items())]
 
 
 def _classifier(
     network: Any, info: ModelInfo, model: str, data: str, place: Any, batch_size: int, workers: int, resize: str,
     shown: bool,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    from torch.utils.data import DataLoader
+    from torch.utils.data import default_collate
 
     from deformvit.data import DataError, eval_transform, open_split
     from deformvit.tasks import classification, loading
@@ -178,7 +184,11 @@ def _classifier(
             f"{data} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {model} knows "
             f"{', '.join(info.classes[:5])}, ... ({len(info.classes)})"
         )
-    metrics = classification.evaluate(
-        network, DataLoader(loading.shared(images), batch_size, num_workers=workers), place, shown
-    )
-    return [("images", str(len(images))), *((name, f"{value:.4g}") for name, value in metrics.items())]
+    batches = loading.Evaluated(images, default_collate, batch_size, workers)
+    metrics = classification.evaluate(network, batches, place, shown)
+    return [("images", _count(batches)), *((name, f"{value:.4g}") for name, value in metrics.items())]
+
+
+def _count(batches: Evaluated[Any]) -> str:
+    """How many images were measured."""
+    return str(len(batches.images) - len(batches.left_out()))

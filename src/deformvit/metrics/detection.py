@@ -65,6 +65,10 @@ class CocoMetrics:
             present = {result["image_id"] for result in self.results}
             self.results += [result for result in other if result["image_id"] not in present]
 
+    def leave_out(self, image_ids: Sequence[int]) -> None:
+        """Images that could not be evaluated: their objects are not to be found."""
+        self.image_ids = [number for number in self.image_ids if number not in set(image_ids)]
+
     def compute(self) -> dict[str, float]:
         """Average precisions in percent: ``box_AP``, ``box_AP50``, ``box_AP75`` and, by size, ``box_APs``, ``box_APm``
         and ``box_APl``; the same of ``mask_``. nan where there are no objects to find."""
@@ -86,6 +90,7 @@ class CocoMetrics:
         # Before 1.8, no results cannot be loaded.
         found = truth.loadRes(results) if results else COCO({**self._truth, "annotations": []})
         evaluation = COCOeval_faster(truth, found, "segm" if kind == "mask" else "bbox")
+        evaluation.params.imgIds = self.image_ids
         evaluation.params.maxDets = sorted({min(count, self.max_detections) for count in (1, 10, self.max_detections)})
         evaluation.evaluate()
         evaluation.accumulate()

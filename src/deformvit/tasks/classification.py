@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from deformvit import parallel
@@ -22,7 +22,7 @@ from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.data.datasets import CACHE
 from deformvit.errors import UserError
 from deformvit.models import convert, files, released
-from deformvit.tasks.loading import shared
+from deformvit.tasks.loading import Evaluated
 
 Batch = tuple[Tensor, Tensor]
 
@@ -62,6 +62,9 @@ class Classification:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
         self.classes: list[str] = self.train_set.classes
+        self.validation = Evaluated(
+            self.val_set, default_collate, data.eval_batch_size, data.workers, data.max_unreadable
+        )
         augment = config.augment
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
@@ -128,9 +131,7 @@ class Classification:
 
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
         """top1 and top5 in percent and the mean cross-entropy, over all validation images."""
-        data = self.config.data
-        loader = DataLoader(shared(self.val_set), data.eval_batch_size, num_workers=data.workers)
-        return evaluate(model, loader, device, progress)
+        return evaluate(model, self.validation, device, progress)
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         """A model file that predicts on its own, see :mod:`deformvit.models.files`."""
@@ -144,13 +145,13 @@ class Classification:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device, progress: bool) -> dict[str, float]:
-    """Accuracy of ``model`` over a loader of (images, labels), which in several processes are shares of them."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, progress: bool) -> dict[str, float]:
+    """Accuracy of ``model`` over batches of images and labels, which in several processes are shares of them."""
     was_training = model.training
     model.eval()
     count, loss, hits = 0, 0.0, torch.zeros(2)
     for images, labels in tqdm(
-        loader, desc="evaluate", unit="batch", leave=False, disable=(not progress or parallel.rank() > 0) or None
+        batches, desc="evaluate", unit="batch", leave=False, disable=(not progress or parallel.rank() > 0) or None
     ):
         labels = labels.to(device)
         logits = model(images.to(device)).float()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from deformvit import parallel
@@ -19,7 +18,7 @@ from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import shared
+from deformvit.tasks.loading import Evaluated
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -35,6 +34,7 @@ class Detection:
         self.train_set = coco.open_coco(data.root, "train", transforms.train_transform(data), masks=self.masks)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
+        self.validation = Evaluated(self.val_set, coco.collate, 1, data.workers, data.max_unreadable)
         for problem in (*self.train_set.problems, *self.val_set.problems) if parallel.rank() == 0 else ():
             print(f"deformvit: {problem}", file=sys.stderr)
 
@@ -62,7 +62,7 @@ class Detection:
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
         """COCO's average precision of boxes and masks, in percent."""
         assert isinstance(model, Detector)
-        return evaluate(model, self.val_set, device, progress, self.config.data.workers)[0]
+        return evaluate(model, self.validation, device, progress)[0]
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
@@ -77,20 +77,19 @@ def open_evaluation(root: str, masks: bool, classes: list[str]) -> coco.CocoImag
 
 @torch.inference_mode()
 def evaluate(
-    model: Detector, images: coco.CocoImages, device: torch.device, progress: bool, workers: int = 0
+    model: Detector, batches: Evaluated[coco.CocoImages], device: torch.device, progress: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Average precision over all images, and the detections in COCO's format.
+    """Average precision over all images that can be read, and the detections in COCO's format.
 
     Under torchrun every process takes its share of the images; all return the same.
     """
-    was_training = model.training
+    was_training, images = model.training, batches.images
     model.eval()
     metrics = CocoMetrics(
         images.ground_truth, images.category_ids, images.image_ids, model.has_masks, model.config.detections
     )
-    loader = DataLoader(shared(images), 1, num_workers=workers, collate_fn=coco.collate)
     silent = not progress or parallel.rank() > 0
-    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=silent or None)
+    shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
     for batch, targets in shown:
         found = model([image.to(device) for image in batch])
         for target, prediction in zip(targets, found, strict=True):
@@ -99,4 +98,5 @@ def evaluate(
     own = list(metrics.results)
     metrics.results.clear()
     metrics.merge(parallel.gather(own))
+    metrics.leave_out([images.image_ids[index] for index in batches.left_out()])
     return metrics.compute(), metrics.results

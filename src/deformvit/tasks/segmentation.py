@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from deformvit import parallel
@@ -19,7 +19,7 @@ from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import shared
+from deformvit.tasks.loading import Evaluated
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,6 +38,7 @@ class Segmentation:
         )  # fmt: skip
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
+        self.validation = Evaluated(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
         together = data.batch_size // (parallel.size() * config.run.accumulate)
         if config.head.system == "upernet" and together < 2:
             raise UserError(
@@ -65,7 +66,7 @@ class Segmentation:
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
         """mIoU, mAcc and aAcc in percent."""
         assert isinstance(model, Segmenter)
-        return evaluate(model, self.val_set, self.config.data, device, progress)
+        return evaluate(model, self.validation, self.config.data, device, progress)
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
@@ -84,27 +85,26 @@ def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> scenes.
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, images: scenes.SceneImages, data: SegmentationDataConfig, device: torch.device, progress: bool,
-    names: list[str] | None = None,
+    model: Segmenter, batches: Evaluated[scenes.SceneImages], data: SegmentationDataConfig, device: torch.device,
+    progress: bool, names: list[str] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """mIoU, mAcc and aAcc over all images at their own size, and the IoU of every class if ``names`` are given.
+    """mIoU, mAcc and aAcc over all readable images at their own size, and the IoU of every class of ``names``.
 
     Under torchrun every process takes its share of the images; all return the same.
     """
     was_training = model.training
     model.eval()
-    metrics = SegmentationMetrics(model.num_classes, images.ignore_label)
-    loader = DataLoader(shared(images), None, num_workers=data.workers)
+    metrics = SegmentationMetrics(model.num_classes, batches.images.ignore_label)
     silent = not progress or parallel.rank() > 0
-    shown = tqdm(loader, desc="evaluate", unit="image", leave=False, disable=silent or None)
-    for image, labels in shown:
+    shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
+    for image, labels in shown:  # one at a time, as they differ in size
         predicted = model.predict(
-            image.to(device), scales=data.eval_scales, flip=data.eval_flip, window=data.window,
+            image[0].to(device), scales=data.eval_scales, flip=data.eval_flip, window=data.window,
             stride=data.window_stride,
         )  # fmt: skip
-        metrics.update(predicted, labels.to(device))
+        metrics.update(predicted, labels[0].to(device))
     model.train(was_training)
     others = parallel.gather(metrics.matrix.cpu())
-    merged = SegmentationMetrics(model.num_classes, images.ignore_label)
+    merged = SegmentationMetrics(model.num_classes, batches.images.ignore_label)
     merged.merge(others)
     return merged.compute(names)
