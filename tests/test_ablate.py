@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import ablate, cli
+from deformvit import UserError, ablate, cli, tables
 from deformvit.recipes.ablations import Row, Table
 from deformvit.recipes.nano import TABLES
 
@@ -76,6 +76,9 @@ def test_cells_run_once_and_fill_the_table(images, tmp_path, monkeypatch, capsys
     config = json.loads((folder / "second-seed1" / "config.json").read_text())
     assert (config["run"]["seed"], config["model"]["args"]["offsets"]) == (1, "False")
     assert (folder / "table.md").read_text().strip() in told.out
+    assert "data, 2 epochs, top-1" in told.out
+    cli.main(["table", "7", "--runs", str(tmp_path / "runs")])
+    assert row in capsys.readouterr().out
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     before = (folder / "second-seed1" / "metrics.jsonl").stat().st_mtime_ns
@@ -88,6 +91,27 @@ def test_a_row_that_is_not_there_is_told(capsys):
     with pytest.raises(SystemExit):
         cli.main(["ablate", "main", "--data", "sample", "--rows", "1", "9"])
     assert "there is no row 9; main has 5" in capsys.readouterr().err
+
+
+def test_the_table_is_there_after_every_run(tmp_path, monkeypatch):
+    rows = (Row("first", "dat_nano", SMALL), Row("second", "dat_nano", SMALL))
+    monkeypatch.setitem(TABLES, "main", Table("Two rows", rows))
+    base = _base()
+    base.run.epochs = 1
+
+    def fit(_task, config):
+        if "second" in str(config.run.output):
+            raise KeyboardInterrupt
+        config.run.output.mkdir(parents=True)
+        (config.run.output / "metrics.jsonl").write_text('{"epoch": 0, "top1": 61.25}\n')
+
+    monkeypatch.setattr(ablate.loop, "fit", fit)
+    monkeypatch.setattr(ablate, "Classification", lambda config: None)
+    with pytest.raises(UserError, match="no results of `deformvit ablate main"):
+        tables.render("main", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run("main", base, 1, tmp_path / "ablate" / "main-1-epochs")
+    assert "| 61.25 | - | 61.25 |" in tables.render("main", tmp_path)
 
 
 def test_seeds_differ(tmp_path):

@@ -58,7 +58,9 @@ def run(
     number: str, base: Config, seeds: int, output: Path, report: Callable[[str], None] = print,
     rows: Sequence[int] = (),
 ) -> str:  # fmt: skip
-    """Train what is not finished yet; returns the table, which is also written beside the runs with its curves.
+    """Train what is not finished yet; returns the table.
+
+    After every run the table and its curves are written beside the runs, where ``deformvit table`` finds them.
 
     Args:
         number: key of :data:`deformvit.recipes.nano.TABLES`.
@@ -76,9 +78,15 @@ def run(
         report(f"{place} of {len(todo)}: {cell.row.label}, seed {cell.seed}")
         config = configured(cell, base)
         loop.fit(Classification(config), config)
-    text = render(table, todo, base)
+        write(table, todo, base, output)
+    return write(table, todo, base, output)
+
+
+def write(table: Table, done: list[Cell], base: Config, output: Path) -> str:
+    """``table.md`` and ``curves.png`` of the runs so far; returns the table."""
+    text = render(table, done, base)
     write_atomically(output / "table.md", lambda path: path.write_text(text + "\n"))
-    write_atomically(output / "curves.png", lambda path: curves(table, todo).savefig(path, dpi=150, format="png"))
+    write_atomically(output / "curves.png", lambda path: curves(table, done).savefig(path, dpi=150, format="png"))
     return text
 
 
@@ -97,7 +105,7 @@ def render(table: Table, done: list[Cell], base: Config) -> str:
     """Mean, deviation and each seed's accuracy after the last epoch, with parameters and multiply-adds, as Markdown."""
     lines = [
         f"## {table.title}", "",
-        f"{base.data.root}, {base.run.epochs} epochs, top-1 after the last one.", "",
+        f"{Path(base.data.root).name}, {base.run.epochs} epochs, top-1 after the last one.", "",
         "| | params (M) | multiply-adds (M) | top-1 | deviation | seeds |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in table.rows:

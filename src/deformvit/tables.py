@@ -41,16 +41,32 @@ def differs(measured: float, published: str) -> bool:
 
 
 def render(number: str, runs: Path | None = None, configurations: bool = False) -> str:
-    """A table as Markdown, notes below it.
+    """A table as Markdown, notes below it, and what ``deformvit ablate`` found of it at dat_nano's size.
 
     Args:
-        number: key of :data:`~deformvit.recipes.ablations.TABLES`.
+        number: key of :data:`~deformvit.recipes.ablations.TABLES`, or ``main``, which is of ``deformvit ablate`` alone.
         runs: folder of runs, whose best top-1 is shown at the row that has the run's model and arguments.
         configurations: list the options of ``deformvit train`` that every row is.
 
     Raises:
-        UserError: an unknown table.
+        UserError: an unknown table, or ``main`` without results.
     """
+    found = [] if runs is None else [path.read_text().strip() for path in ablated(number, runs)]
+    if number == "main":
+        if not found:
+            raise UserError(f"{runs}: no results of `deformvit ablate main --data cifar10` in it")
+        return "\n\n".join(found)
+    return "\n\n".join([_published(number, runs, configurations), *found])
+
+
+def ablated(number: str, runs: Path) -> list[Path]:
+    """The tables that ``deformvit ablate`` wrote, in ``runs/ablate`` or in the folder itself."""
+    folders = (runs / "ablate", runs)
+    return [path for folder in folders for path in sorted(folder.glob(f"{number}-*-epochs/table.md"))]
+
+
+def _published(number: str, runs: Path | None, configurations: bool) -> str:
+    """The table at the paper's size."""
     if number in DENSE_TABLES:
         dense = DENSE_TABLES[number]
         text = ["", *(f"deformvit train {row.recipe}" for row in dense.rows if row.recipe)] if configurations else []

@@ -38,16 +38,18 @@ def convert(
 
 
 def table(
-    number: tyro.conf.Positional[Literal["2", "3", "4", "5", "6", "7", "8", "9", "fig4", "neighbours"]],
+    number: tyro.conf.Positional[Literal["2", "3", "4", "5", "6", "7", "8", "9", "fig4", "neighbours", "main"]],
     /,
     runs: Path = Path("runs"),
     configurations: bool = False,
 ) -> None:
-    """Print a table of the paper with published and measured values side by side.
+    """Print a table of the paper with published and measured values side by side, and what `ablate` found of it.
 
     Args:
-        number: of the table; fig4 is Figure 4, neighbours the models that the paper measures itself against.
-        runs: folder of training runs; a row shows the best top-1 of the runs that have its configuration.
+        number: of the table; fig4 is Figure 4, neighbours the models that the paper measures itself against, main what
+            `ablate main` found.
+        runs: folder of training runs; a row shows the best top-1 of the runs that have its configuration. Results of
+            `ablate` are looked for in it and in its folder ablate.
         configurations: list the options of `deformvit train` that every row is.
     """
     from deformvit import tables
@@ -69,7 +71,7 @@ def ablate(
     """Train every row of a table of the paper at dat_nano's size, with several seeds, and print what came of it.
 
     What is finished in the output folder is not trained again, what is unfinished goes on. The table is written there
-    too, with the curves as a picture.
+    too, with the curves as a picture; `table` shows it again.
 
     Args:
         number: `main`: DAT beside Swin, PVT, Deformable DETR's attention and DeiT; or a table or figure of the paper.
