@@ -68,14 +68,6 @@ def names_for(paths: list[str]) -> list[str]:
     return names
 
 
-def short_name(model: str) -> str:
-    """What a model is called beside others: runs leave `best.safetensors`, so then by their folder."""
-    path = Path(model)
-    if path.suffix != ".safetensors":
-        return model
-    return path.parent.name if path.stem == "best" and path.parent.name else path.stem
-
-
 def report(failed: list[str]) -> None:
     """Print what could not be read, and end with an error if there was anything."""
     for message in failed:

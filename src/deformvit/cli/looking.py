@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deformvit.cli.inputs import DEFAULT_MODEL, names_for, report, short_name, sources
+from deformvit.cli.inputs import DEFAULT_MODEL, names_for, report, sources
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
@@ -159,9 +159,9 @@ def _draw(
 
 
 def _row(layer: LayerRecord, model: str) -> str:
-    from deformvit.figures.common import label
+    from deformvit.models.files import short_name
 
-    return f"{short_name(model)}: {label(layer.name)}, {layer.kind}" if model else label(layer.name)
+    return f"{short_name(model)}: {layer.label}, {layer.kind}" if model else layer.label
 
 
 def _counterpart(layer: LayerRecord, other: Look) -> LayerRecord:

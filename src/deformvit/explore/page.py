@@ -15,11 +15,12 @@ from deformvit import systems
 from deformvit.errors import UserError
 from deformvit.explore import view as views
 from deformvit.explore.look import Look, look, upright
-from deformvit.explore.view import PAGE, Json
-from deformvit.models.files import ModelInfo
+from deformvit.explore.view import Json
+from deformvit.models.files import ModelInfo, short_name
 from deformvit.models.trace import LayerRecord
 from deformvit.storage import write_atomically
 
+STATIC = Path(__file__).parent / "static"
 SCALES = tuple(i / 8 for i in range(9))
 """Shares of the offsets at which a file knows points and prediction; a server computes any."""
 BUDGET = 8_000_000
@@ -28,7 +29,7 @@ BUDGET = 8_000_000
 
 def document(data: Json | None) -> str:
     """The page's HTML: with the data of images inside, or (None) one that asks the server it came from."""
-    html, css, js = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
+    html, css, js = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
     # In a script, "</" would end it and "<!--" change how it is read, wherever they stand.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return html.replace("/*CSS*/", css).replace("/*DATA*/", text).replace("/*JS*/", js)
@@ -81,18 +82,17 @@ def short_names(models: list[str]) -> list[str]:
     """What models are called on the page, made different."""
     names: list[str] = []
     for model in models:
-        path = Path(model)
-        name = model if path.suffix != ".safetensors" else path.parent.name if path.stem == "best" else path.stem
+        name = short_name(model)
         while name in names:
             name += "'"
-        names.append(name or model)
+        names.append(name)
     return names
 
 
 def _stored(network: nn.Module, info: ModelInfo, image: Any, threshold: float, size: tuple[int, int] | None) -> Json:
     seen = look(network, info, image, threshold=threshold, size=size)
     data = views.view(seen)
-    data["picture"] = views.data_url(views.picture(seen, network, info, image, size))
+    data["picture"] = _data_url(views.picture(seen, network, info, image, size))
     for described, layer in zip(data["layers"], seen.trace.layers, strict=True):
         # Local layers of a model that has deformable ones would make the file many times larger.
         shown = layer.deformed is not None or not seen.trace.deformable
@@ -133,10 +133,8 @@ def _attention(layer: LayerRecord, seen: Look) -> Json:
         "weights": _packed(torch.cat(weights)),
         "highest": _packed(torch.cat(highest)),
         "number": first.weights.shape[-1],
-        "set": views._sets(first, layer)[1],
-        "shared": [views._rounded(layer.index_pixels(p, seen.hw)) for p in views._sets(first, layer)[0]]
-        if layer.kind == "reduction"
-        else None,
+        "set": layer.key_sets,
+        "shared": views.key_places(first, layer, seen.hw) if layer.kind == "reduction" else None,
     }
     if keys:
         stored["keys"] = _packed(torch.cat(keys).float())
@@ -146,6 +144,11 @@ def _attention(layer: LayerRecord, seen: Look) -> Json:
         stored["bias"] = _packed((255 * (bias - low) / max(high - low, 1e-12)).round().byte())
         stored["bias_range"] = [round(low, 4), round(high, 4)]
     return stored
+
+
+def _data_url(jpeg: bytes) -> str:
+    """A JPEG as text that a page can show."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _packed(values: torch.Tensor) -> str:

@@ -6,9 +6,7 @@ An *answer* holds what one query attends to. All places are (y, x) in pixels of 
 
 from __future__ import annotations
 
-import base64
 import io
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,12 +54,11 @@ def answer(layer: LayerRecord, query: int, hw: tuple[int, int]) -> Json:
     ``keys`` are sets of places, ``set`` says which of them each head sees; a deformable layer's are its groups.
     """
     attended = layer.attend([query])
-    keys, sets = _sets(attended, layer)
     return {
         "query": query,
         "at": _rounded(layer.index_pixels(_place(query, layer), hw)),
-        "keys": [_rounded(layer.index_pixels(places, hw)) for places in keys],
-        "set": sets,
+        "keys": key_places(attended, layer, hw),
+        "set": layer.key_sets,
         "weights": [[float(f"{w:.3g}") for w in head] for head in attended.weights[:, 0].tolist()],
         "bias": None
         if attended.bias is None
@@ -86,19 +83,17 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-PAGE = Path(__file__).parent / "static"
-
-
-def data_url(jpeg: bytes) -> str:
-    """A JPEG as text that a page can show."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+def key_places(found: Attended, layer: LayerRecord, hw: tuple[int, int]) -> list[Any]:
+    """The keys of the first query, for each set of :attr:`LayerRecord.key_sets`."""
+    sets = layer.key_sets
+    return [_rounded(layer.index_pixels(found.keys[sets.index(i), 0], hw)) for i in range(max(sets) + 1)]
 
 
 def _layer(layer: LayerRecord, hw: tuple[int, int]) -> Json:
     height, width = layer.feature_hw
     described: Json = {
         "name": layer.name,
-        "label": _label(layer),
+        "label": layer.label,
         "kind": layer.kind,
         "heads": layer.num_heads,
         "map": [height, width],
@@ -113,14 +108,6 @@ def _layer(layer: LayerRecord, hw: tuple[int, int]) -> Json:
     return described
 
 
-def _label(layer: LayerRecord) -> str:
-    parts = layer.name.split(".")
-    if "stages" in parts and "blocks" in parts:
-        stage, block = (int(parts[parts.index(word) + 1]) + 1 for word in ("stages", "blocks"))
-        return f"stage {stage}, block {block}"
-    return layer.name
-
-
 def _points(layer: LayerRecord, positions: Tensor, hw: tuple[int, int]) -> list[list[list[float]]]:
     return [_rounded(layer.pixels(group, hw).flatten(0, 1)) for group in positions]
 
@@ -131,17 +118,6 @@ def _rounded(values: Tensor) -> Any:
 
 def _place(query: int, layer: LayerRecord) -> Tensor:
     return torch.tensor([query // layer.feature_hw[1], query % layer.feature_hw[1]], dtype=torch.float32)
-
-
-def _sets(attended: Attended, layer: LayerRecord) -> tuple[list[Tensor], list[int]]:
-    """Different sets of keys, and which of them each head sees."""
-    keys = attended.keys[:, 0]
-    if isinstance(layer.layer, DeformableAttention):
-        per_group = layer.num_heads // layer.layer.groups
-        return list(keys[::per_group]), [head // per_group for head in range(layer.num_heads)]
-    if layer.kind == "deformable_detr":
-        return list(keys), list(range(layer.num_heads))
-    return [keys[0]], [0] * layer.num_heads
 
 
 def _offset_range(seen: Look) -> float | None:

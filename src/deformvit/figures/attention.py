@@ -37,11 +37,9 @@ def keys(
     Raises:
         ValueError: no deformable layers were recorded, or no keys are to be drawn.
     """
-    if not layers:
-        raise UserError("no deformable layers were recorded; the model has none that move points")
+    common.with_points(layers, index)
     if count < 1:
         raise UserError(f"count must be at least 1, got {count}")
-    common.same_image(layers, index)
     hw = (image.shape[-2], image.shape[-1])
     query = None if point is None else layers[-1].query_at(point, hw)
     found = key_importance(layers, index, query)
@@ -70,7 +68,7 @@ def keys(
         Line2D([], [], marker="o", linestyle="", color=common.COLOURS[i % len(common.COLOURS)], markeredgecolor="black")
         for i in range(len(found))
     ]
-    names = [common.label(entry.layer.name) for entry in found]
+    names = [entry.layer.label for entry in found]
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), fontsize=8, frameon=False)
     left.set_title("what the network saw", fontsize=9, loc="left")
     right.set_title(f"{len(best)} keys with {share:.0f} % of the importance", fontsize=9, loc="left")
@@ -157,7 +155,12 @@ def _panels(
     found = layer.attend([layer.query_at(point, hw)], index)
     places, weights = layer.index_pixels(found.keys[:, 0].cpu(), hw), found.weights[:, 0].cpu()
     return [
-        _Panel(name, layer, "all heads" if head is None else f"head {head + 1}", *_best(places, weights, head, count))
+        _Panel(
+            name,
+            layer,
+            "all heads" if head is None else f"head {head + 1}",
+            *_best(places, weights, layer.key_sets, head, count),
+        )
         for head in _chosen_heads(heads, layer.num_heads)
     ]
 
@@ -175,15 +178,17 @@ def _chosen_heads(heads: str | Sequence[int], number: int) -> list[int | None]:
     return [head - 1 for head in heads]
 
 
-def _best(places: Tensor, weights: Tensor, head: int | None, count: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The keys of highest weight, weakest first: (K, 2) places, (K,) weights, and their head's group by its keys.
+def _best(
+    places: Tensor, weights: Tensor, groups: list[int], head: int | None, count: int
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The keys of highest weight, weakest first: (K, 2) places, (K,) weights, and (K,) the set that they are of.
 
     Args:
         places: (M, N, 2) of the keys.
         weights: (M, N).
+        groups: which set of keys each head sees.
         head: a head, or None for the mean of all: where heads share keys, these are added up.
     """
-    groups = _groups(places)
     if head is not None:
         places, weights, number = places[head], weights[head], torch.full((places.shape[1],), groups[head])
     else:
@@ -195,18 +200,6 @@ def _best(places: Tensor, weights: Tensor, head: int | None, count: int) -> tupl
     best = weights.topk(min(count, len(weights))).indices.flip(0)
     best = best[weights[best] > 0]
     return places[best], weights[best], number[best].numpy()
-
-
-def _groups(places: Tensor) -> list[int]:
-    """For every head the number of the first head with the same keys, counted without gaps."""
-    groups: list[int] = []
-    first: list[Tensor] = []
-    for keys_ in places:
-        same = next((i for i, other in enumerate(first) if torch.equal(other, keys_)), None)
-        if same is None:
-            first.append(keys_)
-        groups.append(len(first) - 1 if same is None else same)
-    return groups
 
 
 def _star(axis: Axes, layer: LayerRecord, query_: int, hw: tuple[int, int]) -> None:

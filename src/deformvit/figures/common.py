@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from deformvit.errors import UserError
 from deformvit.models.trace import LayerRecord
 
 COLOURS = ("#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c")
-
-
-def label(name: str) -> str:
-    """A layer's path in words, if it is one of our models'."""
-    found = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", name)
-    return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else name
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -51,3 +45,10 @@ def same_image(layers: Sequence[LayerRecord], index: int) -> None:
     for layer in layers:
         if not 0 <= index < layer.x.shape[0]:
             raise ValueError(f"index must be from 0 to {layer.x.shape[0] - 1}, the recorded batch, got {index}")
+
+
+def with_points(layers: Sequence[LayerRecord], index: int) -> None:
+    """Raise ``UserError`` unless there are deformable layers; else as :func:`same_image`."""
+    if not layers:
+        raise UserError("no deformable layers were recorded; the model has none that move points")
+    same_image(layers, index)

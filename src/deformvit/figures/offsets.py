@@ -11,7 +11,6 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deformvit.errors import UserError
 from deformvit.figures import common
 from deformvit.layers import DeformableAttention
 from deformvit.models.trace import LayerRecord
@@ -78,9 +77,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    if not layers:
-        raise UserError("no deformable layers were recorded; the model has none that move points")
-    common.same_image(layers, index)
+    common.with_points(layers, index)
     hw = (image.shape[-2], image.shape[-1])
     statistics = {(entry.layer, entry.group): entry for entry in offset_statistics(layers, hw, index)}
     cols = 1 + max(layer.points()[1].shape[1] for layer in layers)
@@ -97,7 +94,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
             group = col - 1
             if col == 0:
                 common.show(axis, picture)
-                axis.set_title(common.label(layer.name), fontsize=8, loc="left", fontweight="bold")
+                axis.set_title(layer.label, fontsize=8, loc="left", fontweight="bold")
                 wheel = axis.inset_axes((0.72, 0.02, 0.26, 0.26 * hw[1] / hw[0]))
                 _wheel(wheel)
                 wheel.set_title(f"{longest:.1f} px", fontsize=6, pad=1, color="white", backgroundcolor="#00000080")

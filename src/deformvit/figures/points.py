@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deformvit.errors import UserError
 from deformvit.figures import common
 from deformvit.models.trace import LayerRecord
 
@@ -26,9 +25,7 @@ def points(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: 
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    if not layers:
-        raise UserError("no deformable layers were recorded; the model has none that move points")
-    common.same_image(layers, index)
+    common.with_points(layers, index)
     deformed = [layer.points()[1][index] for layer in layers]
     rows, cols = len(layers), max(len(groups) for groups in deformed)
     height, width = image.shape[-2:]
@@ -45,7 +42,7 @@ def points(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: 
             if group < len(deformed[row]):
                 _panel(axis, picture, layer, index, group, margin)
             if group == 0:
-                axis.set_title(common.label(layer.name), fontsize=9, loc="left", fontweight="bold")
+                axis.set_title(layer.label, fontsize=9, loc="left", fontweight="bold")
             if group < len(deformed[row]):
                 axis.set_title(f"group {group + 1}", fontsize=9, loc="right", color="0.35")
     if title:
@@ -84,9 +81,7 @@ def objects(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    if not layers:
-        raise UserError("no deformable layers were recorded; the model has none that move points")
-    common.same_image(layers, index)
+    common.with_points(layers, index)
     last = {layer.feature_hw: layer for layer in layers}  # later layers replace earlier ones of their stage
     chosen = list(last.values())[-2:]
     hw = (image.shape[-2], image.shape[-1])
@@ -97,7 +92,7 @@ def objects(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     margin = common.margin_for(moved, hw)
     for axis, layer, groups in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, moved, strict=True):
         common.show(axis, picture, margin)
-        axis.set_title(common.label(layer.name), fontsize=9, loc="left", fontweight="bold")
+        axis.set_title(layer.label, fontsize=9, loc="left", fontweight="bold")
         size = float(np.clip(6000 / groups[..., 0].numel(), 1.5, 40))
         for group, points_ in enumerate(groups.numpy()):
             axis.scatter(

@@ -110,6 +110,14 @@ def resolve(source: str) -> Path:
     raise ModelFileError(f"{source!r}: no such file, and no packaged weights of that name (there are: {known})")
 
 
+def short_name(model: str) -> str:
+    """What a model is called beside others: runs leave `best.safetensors`, so then by their folder."""
+    path = Path(model)
+    if path.suffix != ".safetensors":
+        return model
+    return path.parent.name if path.stem == "best" and path.parent.name else path.stem
+
+
 def load(source: str) -> tuple[nn.Module, ModelInfo]:
     """The model of a file that :func:`save` wrote, or of packaged weights, in evaluation mode and float32.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ class LayerRecord:
         return kind(self.layer)
 
     @property
+    def label(self) -> str:
+        """The layer's path in words, if it is one of our models'."""
+        found = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", self.name)
+        return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else self.name
+
+    @property
     def feature_hw(self) -> tuple[int, int]:
         """(H, W) of the map that queries come from and keys are sampled on."""
         return self.x.shape[-2], self.x.shape[-1]
@@ -47,6 +54,13 @@ class LayerRecord:
     def num_heads(self) -> int:
         """Heads M."""
         return int(self.layer.num_heads)  # type: ignore[arg-type] # all LAYERS have it
+
+    @property
+    def key_sets(self) -> list[int]:
+        """For every head the number of the set of keys that it sees: its group, or 0 where all heads see the same."""
+        if isinstance(self.layer, DeformableAttention):
+            return [head // (self.num_heads // self.layer.groups) for head in range(self.num_heads)]
+        return list(range(self.num_heads)) if self.kind == "deformable_detr" else [0] * self.num_heads
 
     def points(self) -> tuple[Tensor, Tensor]:
         """Reference and deformed points.
