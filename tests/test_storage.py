@@ -44,3 +44,16 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
     write_atomically(tmp_path / "file.txt", lambda temporary: temporary.write_text("whole"))
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert (tmp_path / "file.txt").read_text() == "whole"
+
+
+def test_several_processes_may_write_at_once(tmp_path):
+    path = tmp_path / "table.md"
+
+    def outer(temporary):
+        temporary.write_text("outer")
+        write_atomically(path, lambda inner: inner.write_text("inner"), several=True)
+        assert path.read_text() == "inner"
+
+    write_atomically(path, outer, several=True)
+    assert path.read_text() == "outer"
+    assert list(tmp_path.iterdir()) == [path]

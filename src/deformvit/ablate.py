@@ -85,8 +85,10 @@ def run(
 def write(table: Table, done: list[Cell], base: Config, output: Path) -> str:
     """``table.md`` and ``curves.png`` of the runs so far; returns the table."""
     text = render(table, done, base)
-    write_atomically(output / "table.md", lambda path: path.write_text(text + "\n"))
-    write_atomically(output / "curves.png", lambda path: curves(table, done).savefig(path, dpi=150, format="png"))
+    # Processes that share the rows may come here together.
+    write_atomically(output / "table.md", lambda path: path.write_text(text + "\n"), several=True)
+    figure = curves(table, done)
+    write_atomically(output / "curves.png", lambda path: figure.savefig(path, dpi=150, format="png"), several=True)
     return text
 
 

@@ -126,14 +126,11 @@ class Checkpoints:
         files = {path.name: _summary(path) for path in sorted(temporary.iterdir())}
         (temporary / "files.json").write_text(json.dumps(files, indent=1))
         for path in (*temporary.iterdir(), temporary):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(path)
         if target.exists():  # of the same step, from before the run was resumed further back
             shutil.rmtree(target)
         temporary.rename(target)
+        _sync(self.folder)  # the new name is on the disk before older states go
         for step in self.steps()[self.keep :]:
             shutil.rmtree(self.path(step), ignore_errors=True)
 
@@ -209,6 +206,15 @@ def _summary(path: Path) -> tuple[int, str]:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return path.stat().st_size, digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file or folder on the disk, should the power fail."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(tensors: dict[str, Tensor], folder: Path) -> None:
