@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from torch import distributed
 from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+
+_joined = False
+"""Whether this process has joined others."""
 
 
 def rank() -> int:
@@ -98,7 +102,22 @@ def processes() -> Iterator[None]:
     # torchrun keeps the store when it starts processes again; under the same names they find the addresses of the dead.
     store = PrefixStore(meet(store, number, count), store)
     distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=count)
+    global _joined
+    _joined = True
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End a process that had joined others, without Python's finalisation; returns in one that was started alone.
+
+    Gloo's threads outlive the process group where PyTorch's caches of device meshes hold it. If they let go of a
+    tensor while Python is finalised, the process is aborted, and torchrun takes work that is done for failed
+    (pytorch/pytorch#179291).
+    """
+    if _joined:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

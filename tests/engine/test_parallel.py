@@ -61,7 +61,7 @@ def test_who_does_not_come_is_told(server):
 
 
 PROGRAM = """
-import os, signal, sys, time
+import atexit, os, signal, sys, time
 from deformvit import parallel
 again = os.path.exists(sys.argv[1])
 with parallel.processes():
@@ -70,7 +70,9 @@ with parallel.processes():
         os.kill(os.getpid(), signal.SIGKILL)
     if not again:
         time.sleep(600)  # in a long step: its node sees that the other waits, and counts no restart
-    print("counts", sorted(parallel.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])), flush=True)
+    print("counts", sorted(parallel.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])))
+atexit.register(os.abort)  # as Gloo's threads may do while Python is finalised
+parallel.leave(0)
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import tyro
 
-from deformvit import recipes
+from deformvit import parallel, recipes
 from deformvit.cli.looking import Kind, explore, figure
 from deformvit.cli.pictures import predict
 from deformvit.cli.tools import ablate, bench, convert, table
@@ -27,6 +27,16 @@ EXTRAS = {
 
 def main(args: list[str] | None = None) -> None:
     """Run the command; errors that the user can mend are one line, without a traceback."""
+    try:
+        _run(list(sys.argv[1:] if args is None else args))
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            parallel.leave(end.code or 0)
+        raise
+    parallel.leave(0)
+
+
+def _run(words: list[str]) -> None:
     commands: dict[str, Any] = {
         "train": train,
         "recipes": recipes_list,
@@ -39,7 +49,6 @@ def main(args: list[str] | None = None) -> None:
         "bench": bench,
         "ablate": ablate,
     }
-    words = list(sys.argv[1:] if args is None else args)
     if words[:1] == ["train"] and words[1:2] and words[1].replace("_", "-") in recipes.ALL:
         words[1] = words[1].replace("_", "-")  # recipes go by either spelling
     if words[:1] == ["train"]:
