@@ -233,6 +233,21 @@ def test_unreadable_images_are_left_out_of_the_evaluation(images, tmp_path, caps
         run(config)
 
 
+def test_an_error_ends_the_run_and_its_loader_processes(images, tmp_path):
+    (tmp_path / "program.py").write_text(
+        "from deformvit.tasks.classification import Classification\n"
+        "def evaluate(*_): raise TypeError('a mistake')\n"
+        "Classification.evaluate = evaluate\n"
+        "from deformvit.cli import main\n"
+        "main()\n"
+    )
+    words = command(images, tmp_path / "run", "--data.workers", "2")
+    words[1:3] = [str(tmp_path / "program.py")]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=150)
+    assert ended.returncode == 1
+    assert "TypeError: a mistake" in ended.stderr
+
+
 def test_nothing_readable_is_told_at_once(images, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(images, root)

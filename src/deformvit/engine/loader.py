@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -201,20 +201,24 @@ class Loader:
         self.images = 0
         self.waited = self.decoded = 0.0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
+        """The batches. To be closed: its processes ignore SIGTERM, so that Python would wait for them at its end."""
         batches = iter(self._loader)
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self.waited += time.perf_counter() - began
-            self.decoded += batch.seconds
-            self.images += batch.images
-            self.dropped.update(batch.dropped)
-            for message in batch.unreadable:
-                self._pass_over(message)
-            yield batch.value
+        try:
+            while True:
+                began = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                self.waited += time.perf_counter() - began
+                self.decoded += batch.seconds
+                self.images += batch.images
+                self.dropped.update(batch.dropped)
+                for message in batch.unreadable:
+                    self._pass_over(message)
+                yield batch.value
+        finally:
+            del batches  # which ends them; the traceback of an error would keep it
 
     def _pass_over(self, message: str) -> None:
         if message in self.unreadable:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -115,8 +116,8 @@ class _Run:
         loader = Loader(
             self.task.train_set, self.task.collate, self.config, self.step, self.total, pin=self.device.type == "cuda"
         )
-        batches = iter(loader)
-        with MetricsLog(self.out, self.step // self.steps, self.main) as log, StopSignal() as stop:
+        first = self.step // self.steps
+        with MetricsLog(self.out, first, self.main) as log, StopSignal() as stop, closing(iter(loader)) as batches:
             while self.step < self.total:
                 self._epoch(batches, loader, stop, log)
         return self.metrics
