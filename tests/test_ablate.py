@@ -38,6 +38,17 @@ def images(tmp_path):
     return tmp_path / "data"
 
 
+def test_a_run_that_stopped_early_is_not_finished(tmp_path):
+    """Its accuracy in the table would be that of another number of epochs, and nothing would train the rest."""
+    cell = ablate.Cell(Row("DAT", "dat_nano"), 0, tmp_path)
+    assert cell.top1(2) is None
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        print(json.dumps({"epoch": 0, "top1": 40.0}), file=file, flush=True)
+        assert cell.top1(2) is None
+        print(json.dumps({"epoch": 1, "top1": 50.0}), file=file, flush=True)
+        assert cell.top1(2) == 50.0
+
+
 def test_cells_run_once_and_fill_the_table(images, tmp_path, monkeypatch, capsys):
     rows = (Row("first, as it is", "dat_nano", SMALL), Row("second", "dat_nano", SMALL | {"offsets": False}))
     monkeypatch.setitem(TABLES, "7", Table("Two rows", rows, "A note."))
