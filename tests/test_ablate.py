@@ -125,18 +125,6 @@ def test_the_table_is_there_after_every_run(tmp_path, monkeypatch):
     assert "| 61.25 | - | 61.25 |" in tables.render("main", tmp_path)
 
 
-def test_curves_of_runs_that_are_not_finished(tmp_path):
-    rows = tuple(Row(label, "dat_nano") for label in ("near", "best", "far"))
-    cells = ablate.cells(Table("Three rows", rows), 2, tmp_path)
-    for cell, top1 in zip(cells, ([50, 60], [55, 62], [20, 30], [54], [57, 64], [22, 34]), strict=True):
-        cell.folder.mkdir()
-        lines = [json.dumps({"epoch": epoch, "top1": value}) for epoch, value in enumerate(top1)]
-        (cell.folder / "metrics.jsonl").write_text("\n".join(lines))
-    by_epoch, last = ablate.curves(Table("Three rows", rows), cells).axes
-    assert [list(line.get_ydata()) for line in by_epoch.lines] == [[50, 60], [56, 63], [21, 32]]
-    assert [list(line.get_xdata()) for line in last.lines] == [[60], [60], [63], [62, 64]]  # a mean, its seeds
-
-
 def test_seeds_differ(tmp_path):
     base = ablate.configured(ablate.cells(TABLES["main"], 2, tmp_path)[5], _base())
     assert base.run.seed == 1

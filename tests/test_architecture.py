@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "explore": LEAVES | {"data", "figures", "layers", "models", "systems", "explore"},
     "complexity": LEAVES | {"ops"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},
-    "ablate": LEAVES | {"complexity", "config", "engine", "recipes", "tasks"},
+    "ablate": LEAVES | {"complexity", "config", "engine", "figures", "recipes", "tasks"},
     "tables": LEAVES | {"complexity", "recipes", "dense_tables"},
     "dense_tables": LEAVES | {"complexity", "config", "recipes", "systems"},
 }

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import timm
 
@@ -20,9 +19,6 @@ from deformvit.recipes.ablations import Row, Table
 from deformvit.recipes.nano import TABLES
 from deformvit.storage import write_atomically
 from deformvit.tasks.classification import Classification
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -84,10 +80,13 @@ def run(
 
 def write(table: Table, done: list[Cell], base: Config, output: Path) -> str:
     """``table.md`` and ``curves.png`` of the runs so far; returns the table."""
+    from deformvit.figures.curves import comparison  # matplotlib is not needed to train
+
     text = render(table, done, base)
     # Processes that share the rows may come here together.
     write_atomically(output / "table.md", lambda path: path.write_text(text + "\n"), several=True)
-    figure = curves(table, done)
+    logs = {row.label: [cell.epochs() for cell in done if cell.row is row] for row in table.rows}
+    figure = comparison(logs, base.run.epochs, title=table.title)
     write_atomically(output / "curves.png", lambda path: figure.savefig(path, dpi=150, format="png"), several=True)
     return text
 
@@ -127,58 +126,6 @@ def cost(row: Row, size: int) -> tuple[int, int]:
         lambda: timm.create_model(row.model, num_classes=10, **row.args), (3, size, size), activations=False
     )
     return found.parameters, found.multiply_adds
-
-
-NEAR = 5.0
-"""Points of accuracy behind the best row from which a row is left out of the second panel of :func:`curves`."""
-
-
-def curves(table: Table, done: list[Cell]) -> Figure:
-    """Accuracy by epoch, the mean of the seeds as a line and their range as a band; beside it every finished run.
-
-    The second panel leaves out rows far behind the best, beside which the others could not be told apart.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes, ends = figure.subplots(1, 2, width_ratios=(3, 2))
-    final: list[tuple[list[float], str]] = []
-    longest = max((len(cell.epochs()) for cell in done), default=0)
-    for row in table.rows:
-        runs: list[dict[float, float]] = []
-        for cell in done:
-            if cell.row is row and (lines := cell.epochs()):
-                runs.append({line["epoch"] + 1: line["top1"] for line in lines if "top1" in line})
-        reached = max((max(run, default=0) for run in runs), default=0)
-        runs = [run for run in runs if reached in run]  # one that has just begun would cut the others short
-        if not runs:
-            continue
-        epochs = sorted(set.intersection(*(set(run) for run in runs)))
-        low, high = ([pick(run[e] for run in runs) for e in epochs] for pick in (min, max))
-        (line,) = axes.plot(epochs, [statistics.mean(run[e] for run in runs) for e in epochs], label=row.label)
-        axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        finished = [run[longest] for run in runs if longest in run]
-        if finished:
-            final.append((finished, line.get_color()))
-    axes.set(xlabel="epoch", ylabel="top-1 (%)", title=table.title)
-    axes.title.set_fontsize("medium")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="lower right", fontsize="small")
-    best = max((statistics.mean(values) for values, _ in final), default=0.0)
-    for place, (values, colour) in enumerate(final):
-        mean = statistics.mean(values)
-        if best - mean < NEAR:
-            ends.plot([mean], [place], "|", color=colour, markersize=22, markeredgewidth=2)
-            ends.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=6)
-    ends.set(xlabel="top-1 (%)", title=f"after epoch {longest}: every seed, and the mean", yticks=[])
-    ends.title.set_fontsize("medium")
-    ends.margins(0.1, 0.15)
-    ends.invert_yaxis()
-    ends.grid(axis="x", alpha=0.3)
-    return figure
 
 
 def _slug(label: str) -> str:

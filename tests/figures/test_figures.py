@@ -163,6 +163,21 @@ def test_curves(tmp_path):
         figures.read_log(tmp_path / "d")
 
 
+def test_a_comparison_of_runs_that_are_not_all_finished():
+    """Rows with two seeds each; one run has just begun, one row has not, one is far behind."""
+    values = {"near": ([50, 60], [54]), "best": ([55, 62], [57, 64]), "none": ([], []), "far": ([20, 30], [22, 34])}
+    rows = {
+        name: [[{"epoch": epoch, "top1": top1} for epoch, top1 in enumerate(run)] for run in runs]
+        for name, runs in values.items()
+    }
+    by_epoch, last = figures.comparison(rows, 2).axes
+    assert [line.get_label() for line in by_epoch.lines] == ["near", "best", "far"]
+    assert [list(line.get_ydata()) for line in by_epoch.lines] == [[50, 60], [56, 63], [21, 32]]
+    assert [list(line.get_xdata()) for line in last.lines] == [[60], [60], [63], [62, 64]]  # a mean, its seeds
+    assert [line.get_color() for line in last.lines] == [line.get_color() for line in by_epoch.lines[:2] for _ in "ab"]
+    assert not figures.comparison(rows, 3).axes[1].lines
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

@@ -1,8 +1,8 @@
 """The paper's figures, as functions that return Matplotlib figures."""
 
 from deformvit.figures.attention import keys, query
-from deformvit.figures.curves import curves, read_log
+from deformvit.figures.curves import comparison, curves, read_log
 from deformvit.figures.offsets import offset_statistics, offsets
 from deformvit.figures.points import objects, points
 
-__all__ = ["curves", "keys", "objects", "offset_statistics", "offsets", "points", "query", "read_log"]
+__all__ = ["comparison", "curves", "keys", "objects", "offset_statistics", "offsets", "points", "query", "read_log"]
