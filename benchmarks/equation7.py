@@ -6,7 +6,7 @@ python benchmarks/equation7.py
 from __future__ import annotations
 
 from deformvit import DeformableAttention
-from deformvit.complexity import measure
+from deformvit.paper.complexity import measure
 
 
 def equation_7(height: int, width: int, keys: int, channels: int, kernel: int) -> tuple[int, int]:

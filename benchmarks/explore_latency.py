@@ -17,7 +17,7 @@ import timm
 import torch
 from starlette.testclient import TestClient
 
-from deformvit.data.datasets import SAMPLES
+from deformvit.data.classification import SAMPLES
 from deformvit.explore.server import Session, application
 from deformvit.models import files
 from deformvit.models.files import ModelInfo

@@ -8,12 +8,15 @@ from pathlib import Path
 import deformvit
 
 ROOT = Path(deformvit.__file__).parent
-LEAVES = {"errors", "storage", "parallel", "sizes"}
+LEAVES = {"devices", "distributed", "errors", "runs", "sizes", "storage"}
 MAY_IMPORT = {
     "errors": set(),
     "storage": set(),
-    "parallel": set(),
+    "distributed": set(),
     "sizes": set(),
+    "devices": {"errors"},
+    "runs": set(),
+    "drawing": set(),
     "config": LEAVES,
     "ops": LEAVES | {"ops"},
     "layers": LEAVES | {"ops", "layers"},
@@ -25,12 +28,9 @@ MAY_IMPORT = {
     "systems": LEAVES | {"config", "models", "systems"},
     "tasks": LEAVES | {"config", "data", "metrics", "models", "systems", "tasks"},
     "figures": LEAVES | {"ops", "layers", "models", "figures"},
-    "explore": LEAVES | {"data", "figures", "layers", "models", "systems", "explore"},
-    "complexity": LEAVES | {"ops"},
+    "explore": LEAVES | {"data", "drawing", "figures", "layers", "models", "systems", "explore"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},
-    "ablate": LEAVES | {"complexity", "config", "engine", "figures", "recipes", "tasks"},
-    "tables": LEAVES | {"complexity", "recipes", "dense_tables"},
-    "dense_tables": LEAVES | {"complexity", "config", "recipes", "systems"},
+    "paper": LEAVES | {"config", "engine", "figures", "ops", "paper", "recipes", "systems", "tasks"},
 }
 """What each room may import; __init__ and cli see everything."""
 

@@ -13,7 +13,7 @@ from deformvit.cli import main
 ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("layer", "models", "kernels", "dense", "figures")),
+    *(f"docs/{name}.md" for name in ("layer", "models", "kernels", "systems", "figures")),
     *(f"docs/tutorials/{name}.md" for name in ("train", "layer", "convert", "detect", "explore")),
 ]
 

@@ -6,11 +6,11 @@ Importing registers the models with timm: ``timm.create_model("dat_tiny")``.
 from deformvit.errors import UserError
 from deformvit.layers import DeformableAttention, NeighborhoodAttention
 from deformvit.models import DAT
-from deformvit.models.convert import convert_official, load_official
 from deformvit.models.files import load as load_model
 from deformvit.models.files import save as save_model
 from deformvit.models.hub import push_to_hub, save_for_hub
-from deformvit.models.official import model_from_official
+from deformvit.models.released.config import model_from_released
+from deformvit.models.released.weights import convert_released, load_released
 from deformvit.models.trace import record
 
 __version__ = "0.1.0"
@@ -21,10 +21,10 @@ __all__ = [
     "NeighborhoodAttention",
     "UserError",
     "__version__",
-    "convert_official",
+    "convert_released",
     "load_model",
-    "load_official",
-    "model_from_official",
+    "load_released",
+    "model_from_released",
     "push_to_hub",
     "record",
     "save_for_hub",

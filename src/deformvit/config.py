@@ -196,7 +196,7 @@ class BaseConfig:
 
 
 @dataclass
-class Config(BaseConfig):
+class ClassificationConfig(BaseConfig):
     """A classification run."""
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,7 +9,7 @@ import torch
 from torchvision import tv_tensors
 
 from deformvit.config import DetectionDataConfig
-from deformvit.data.detection import CropBetween, ShortestSize, eval_transform, train_transform
+from deformvit.data.detection_transforms import CropBetween, ShortestSize, eval_transform, train_transform
 
 
 def sample(boxes, height, width, masks=True, image_id=7):
@@ -168,7 +168,7 @@ def test_crop_clips_boxes_and_drops_what_is_gone(monkeypatch):
     """A crop of 20 rows from 10 and 30 columns from 5, by hand."""
     boxes = [[0, 0, 15, 40], [6, 12, 16, 20], [50, 5, 58, 39], [30, 10, 60, 12], [5, 29, 40, 40]]
     draws = iter([20, 30, 10, 5])
-    monkeypatch.setattr("deformvit.data.detection._draw", lambda low, high: next(draws))
+    monkeypatch.setattr("deformvit.data.detection_transforms._draw", lambda low, high: next(draws))
     image, target = sample(boxes, 40, 60)
     target["masks"][3] = 0
     target["masks"][3, 10, 59] = 1  # the only pixel of the fourth is beyond the crop, though its box is not
@@ -183,7 +183,7 @@ def test_crop_clips_boxes_and_drops_what_is_gone(monkeypatch):
 
 def test_crops_without_masks_go_by_boxes(monkeypatch):
     draws = iter([20, 30, 10, 5])
-    monkeypatch.setattr("deformvit.data.detection._draw", lambda low, high: next(draws))
+    monkeypatch.setattr("deformvit.data.detection_transforms._draw", lambda low, high: next(draws))
     boxes = [[50, 5, 58, 39], [30, 10, 60, 12]]
     image, target = train_transform(plain_config(crop="square", crop_size=20))(*sample(boxes, 40, 60, masks=False))
     assert_plain(image, target, masks=False)
@@ -213,7 +213,7 @@ def test_branch_draws_detrs_numbers_scaled(monkeypatch):
         drawn.append((low, high))
         return low
 
-    monkeypatch.setattr("deformvit.data.detection._draw", draw)
+    monkeypatch.setattr("deformvit.data.detection_transforms._draw", draw)
     transform = train_transform(plain_config(min_size=(60, 80), crop="branch"))
     for _ in range(60):
         drawn.clear()

@@ -11,7 +11,7 @@ import torch
 from torchvision import tv_tensors
 
 from deformvit.config import SegmentationDataConfig
-from deformvit.data.segmentation import distort, eval_transform, fit, saturate, train_transform
+from deformvit.data.segmentation_transforms import distort, eval_transform, fit, saturate, train_transform
 from deformvit.errors import UserError
 
 PLAIN = SegmentationDataConfig(

@@ -19,7 +19,7 @@ TINY = {
 }  # fmt: skip
 
 
-def small(images: Path, output: Path, epochs: int = 4, **augment) -> recipes.Config:
+def small(images: Path, output: Path, epochs: int = 4, **augment) -> recipes.ClassificationConfig:
     config = recipes.demo()
     config.model.args = dict(TINY)
     config.model.drop_path_rate = 0.1

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deformvit.data import DataError
-from deformvit.data.coco import open_coco
+from deformvit.data.detection import open_coco
 from deformvit.metrics.detection import CocoMetrics, coco_results
 
 mask_api = pytest.importorskip("faster_coco_eval.core.mask")

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from deformvit import convert_official, load_official, model_from_official, record
+from deformvit import convert_released, load_released, model_from_released, record
 
 MICRO = [
     "dat_micro", "dat_micro_stride2_tanh", "dat_micro_nobias", "dat_micro_dwc_conv", "datpp_micro",
@@ -23,8 +23,8 @@ def error(ours: torch.Tensor, released: np.ndarray) -> float:
 @pytest.mark.parametrize("name", MICRO)
 def test_micro_case(golden, name):
     case = golden(name)
-    model = model_from_official(case.config).double().eval()
-    load_official(model, {"model": case.state_dict()})
+    model = model_from_released(case.config).double().eval()
+    load_released(model, {"model": case.state_dict()})
     image = case.image().requires_grad_()
     with record(model) as trace:
         logits = model(image)
@@ -43,15 +43,15 @@ def test_micro_case(golden, name):
     parameters = dict(model.named_parameters())
     weights = case.state_dict()
     for released, norm in case.json["grad_norms"].items():
-        (ours,) = convert_official({released: weights[released]})
+        (ours,) = convert_released({released: weights[released]})
         assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-9), released
 
 
 @pytest.mark.parametrize("name", ["dat_tiny", "datpp_tiny"])
 def test_released_size(golden, name):
     case = golden(name)
-    model = model_from_official(case.config).double().eval()
-    load_official(model, case.state_dict(buffers=False))
+    model = model_from_released(case.config).double().eval()
+    load_released(model, case.state_dict(buffers=False))
     with torch.inference_mode():
         final, stages = model.forward_intermediates(case.image())
         logits = model.forward_head(final)
@@ -64,13 +64,13 @@ def test_released_size(golden, name):
 def test_registered_model_is_the_released_one(golden, name):
     case = golden(name)
     model = timm.create_model(name).double().eval()
-    load_official(model, case.state_dict())
+    load_released(model, case.state_dict())
     with torch.inference_mode():
         assert error(model(case.image()), case.outputs["logits"]) < 1e-5
 
 
 def test_coordinates_of_the_first_generation_are_not_those_of_the_second(golden):
     case = golden("datpp_micro_sra_window")
-    model = model_from_official(case.config, convention="v1").double().eval()
-    load_official(model, case.state_dict())
+    model = model_from_released(case.config, convention="v1").double().eval()
+    load_released(model, case.state_dict())
     assert error(model(case.image()), case.outputs["logits"]) > 1e-3

@@ -83,7 +83,7 @@ def test_what_lies_in_the_padding_does_not_matter(change, monkeypatch):
 
 
 def test_released_neighbourhoods_see_zeros_on_small_maps():
-    """Unlike ours: exact for the authors' checkpoints, chosen by model_from_official."""
+    """Unlike ours: exact for the authors' checkpoints, chosen by model_from_released."""
     whole, zeros = (
         timm.create_model("datpp_tiny", small_map=kind, **SMALL).double().eval() for kind in ("whole", "zeros")
     )

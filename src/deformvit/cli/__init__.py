@@ -11,16 +11,22 @@ from typing import Any, get_args
 
 import tyro
 
-from deformvit import parallel, recipes
-from deformvit.cli.looking import Kind, explore, figure
-from deformvit.cli.pictures import predict
-from deformvit.cli.tools import ablate, bench, convert, table
-from deformvit.cli.training import evaluate, recipes_list, train
+from deformvit import distributed
+from deformvit.cli.ablate import ablate
+from deformvit.cli.bench import bench
+from deformvit.cli.convert import convert
+from deformvit.cli.eval import evaluate
+from deformvit.cli.explore import explore
+from deformvit.cli.figure import Kind, figure
+from deformvit.cli.predict import predict
+from deformvit.cli.recipes import recipes_command
+from deformvit.cli.table import table
+from deformvit.cli.train import train
 from deformvit.errors import UserError
 
 EXTRAS = {
-    "pyarrow": "train", "tensorboard": "train", "matplotlib": "figures", "faster_coco_eval": "dense",
-    "segmentation_models_pytorch": "dense", "starlette": "explore", "uvicorn": "explore",
+    "pyarrow": "train", "tensorboard": "train", "matplotlib": "figures", "faster_coco_eval": "systems",
+    "segmentation_models_pytorch": "systems", "starlette": "explore", "uvicorn": "explore",
 }  # fmt: skip
 """Which extra installs what not every command needs."""
 
@@ -31,15 +37,15 @@ def main(args: list[str] | None = None) -> None:
         _run(list(sys.argv[1:] if args is None else args))
     except SystemExit as end:
         if isinstance(end.code, int | None):
-            parallel.leave(end.code or 0)
+            distributed.leave(end.code or 0)
         raise
-    parallel.leave(0)
+    distributed.leave(0)
 
 
 def _run(words: list[str]) -> None:
     commands: dict[str, Any] = {
         "train": train,
-        "recipes": recipes_list,
+        "recipes": recipes_command,
         "eval": evaluate,
         "predict": predict,
         "figure": figure,
@@ -49,6 +55,8 @@ def _run(words: list[str]) -> None:
         "bench": bench,
         "ablate": ablate,
     }
+    from deformvit import recipes
+
     if words[:1] == ["train"] and words[1:2] and words[1].replace("_", "-") in recipes.ALL:
         words[1] = words[1].replace("_", "-")  # recipes go by either spelling
     if words[:1] == ["train"]:

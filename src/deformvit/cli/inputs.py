@@ -38,7 +38,7 @@ def sources(images: list[Path]) -> list[tuple[str, Any]]:
         if path.exists() or str(path) not in ("photo", "sample"):
             found += [(str(file), file) for file in image_files([path])]
         elif str(path) == "photo":
-            from deformvit.data.datasets import SAMPLES
+            from deformvit.data.classification import SAMPLES
 
             found.append(("cat.jpg", SAMPLES / "cat.jpg"))
         else:

@@ -1,123 +1,273 @@
-"""What is done to an image and its labels before they reach a segmentation network."""
+"""Images with a class for every pixel, from folders in ADE20K's layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
 
-from deformvit.config import SegmentationDataConfig
-from deformvit.errors import UserError
-from deformvit.sizes import fit
+from deformvit.data.images import decode
+from deformvit.errors import DataError
 
-SceneTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""uint8 image (3, H, W) and labels (H, W) -> float32 image in [0, 1] and int64 labels of the same size."""
-REDRAWS = 10
-"""How often a crop is drawn again in which one class covers too much."""
+SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
+"""Names that the folder of a split may have, in order of preference."""
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+COLOURS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
+"""The colour types of PNG."""
+VALUES = 1 << 16
+"""Numbers that an annotation of 16 bits can hold."""
+OUTSIDE = -(1 << 31)
+"""Where the table of labels has no class; no ignore_label in use is as small."""
+QUIET = 500
+"""Annotations that are scanned without a progress bar."""
 
 
-def train_transform(data: SegmentationDataConfig) -> SceneTransform:
-    """Random resize, crop, flip and distortion of colours; what the crop lacks at the bottom and right is filled.
+class SceneImages(Dataset[Any]):
+    """Images and their labels, one for every pixel; made by :func:`open_scenes`.
 
-    The result is (3, crop_size, crop_size), not normalised, and (crop_size, crop_size). Filled pixels have the colour
-    ``data.mean``, which is 0 after normalisation, and ``data.ignore_label``. All randomness comes from torch's
-    generator.
+    An item is ``(image, labels)``, uint8 ``tv_tensors.Image`` (3, H, W) in RGB and ``tv_tensors.Mask`` (H, W) with
+    classes from 0 or ``ignore_label``, uint8 where these fit and int64 otherwise; or what ``transform`` makes of the
+    two. Reading an item raises :class:`DataError`, which names the file, when one of the two cannot be read, their
+    sizes differ, the annotation is not one channel of 8 or 16 bits or a palette, or a label is no class.
+
+    Args:
+        pairs: files of the images and their annotations.
+        classes: names of the classes.
+        transform: called with image and labels.
+        ignore_label: what pixels without a class have, in the files too.
+        reduce_zero_label: 0 in the files means no class, and the classes count from 1.
+
+    Attributes:
+        classes: names of the classes.
+        ignore_label: see above.
 
     Raises:
-        UserError: ``data.ratio_range`` is no range of positive factors.
+        DataError: ``ignore_label`` is the number of a class.
     """
-    low, high = data.ratio_range
-    if not 0 < low <= high:
-        raise UserError(f"data.ratio_range must be two positive factors, the smaller first, got {data.ratio_range}")
-    return _Training(data)
+
+    def __init__(
+        self,
+        pairs: list[tuple[Path, Path]],
+        classes: list[str],
+        transform: Callable[..., Any] | None = None,
+        *,
+        ignore_label: int = 255,
+        reduce_zero_label: bool = False,
+    ) -> None:
+        if 0 <= ignore_label < len(classes) + reduce_zero_label:
+            raise DataError(f"ignore_label {ignore_label} is one of the {len(classes)} classes; choose a larger one")
+        self.pairs = pairs
+        self.classes = classes
+        self.transform = transform
+        self.ignore_label = ignore_label
+        first = int(reduce_zero_label)
+        # Labels of files -> classes, so that one look-up shifts, ignores and finds what is no class.
+        self._table = np.full(VALUES, OUTSIDE, dtype=np.int64)
+        self._table[:first] = ignore_label
+        self._table[first : first + len(classes)] = np.arange(len(classes))
+        if 0 <= ignore_label < VALUES:
+            self._table[ignore_label] = ignore_label
+        self._expected = f"0 to {first + len(classes) - 1}, or {ignore_label} for none"
+        self._dtype = np.uint8 if len(classes) <= 255 and 0 <= ignore_label <= 255 else np.int64
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def image_path(self, index: int) -> Path:
+        """File of an image."""
+        return self.pairs[index][0]
+
+    def __getitem__(self, index: int) -> Any:
+        path, annotation = self.pairs[index]
+        image: Tensor = F.pil_to_tensor(decode(path, str(path)))
+        labels = self._labels(annotation)
+        if labels.shape != image.shape[1:]:
+            (height, width), (rows, columns) = image.shape[1:], labels.shape
+            raise DataError(f"{path} is {width} x {height}, but its annotation {annotation} {columns} x {rows}")
+        item = tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(labels))
+        return self.transform(*item) if self.transform else item
+
+    def _labels(self, path: Path) -> NDArray[np.generic]:
+        raw = read_annotation(path)
+        labels = self._table[raw]
+        outside = labels == OUTSIDE
+        if outside.any():
+            value = raw[outside].min()
+            raise DataError(f"{path}: label {value}, expected {self._expected} ({len(self.classes)} classes)")
+        return labels.astype(self._dtype)
 
 
-def eval_transform(_data: SegmentationDataConfig) -> SceneTransform:
-    """Image and labels at their own size, the image not normalised: models resize, and predict at the image's size."""
-    return _whole
+def open_scenes(
+    root: str,
+    split: Literal["train", "val"],
+    transform: Callable[..., Any] | None = None,
+    *,
+    ignore_label: int = 255,
+    reduce_zero_label: bool = False,
+    classes: list[str] | None = None,
+) -> SceneImages:
+    """The images of a split of a folder in ADE20K's layout.
 
+    ``images/training``, ``images/validation`` and the same below ``annotations`` (or ``train`` and ``val``) hold images
+    and annotations of the same names; annotations are PNG. The names of the classes are read from ``classes.json``, a
+    list, or ADE20K's own ``objectInfo150.txt``. A folder without either has ``classes``; if these are not given, it
+    has as many as the largest label in the annotations of both splits says, and their numbers as names. That reads
+    every annotation, so give large folders a ``classes.json``.
 
-def distort(image: Tensor) -> Tensor:
-    """Random brightness, contrast, saturation and hue of an image (3, H, W) in [0, 1], each for half of the images.
+    Args:
+        root: the folder.
+        split: "train" or "val".
+        transform: called with image and labels, see :class:`SceneImages`.
+        ignore_label: what pixels without a class have.
+        reduce_zero_label: 0 means no class and the classes count from 1, as in ADE20K.
+        classes: names of the classes that a model knows.
 
-    The ranges are SSD's as segmentation recipes have them: 32 of 255 are added or taken away, contrast and saturation
-    multiply by 0.5 to 1.5, hues turn by up to 36 degrees. Contrast comes before saturation and hue or after them.
-    Unlike torchvision's RandomPhotometricDistort it keeps the channels in order, which pretrained networks rely on.
+    Raises:
+        DataError: nothing there, with what was looked for; images without annotation or annotations without image;
+            names that cannot be read, or others than ``classes``; an ignored label that is a class too.
     """
-    if _coin(0.5):
-        image = (image + _uniform(-32 / 255, 32 / 255)).clamp(0, 1)
-    contrast = _uniform(0.5, 1.5) if _coin(0.5) else 1.0
-    first = _coin(0.5)
-    if first:
-        image = (image * contrast).clamp(0, 1)
-    if _coin(0.5):
-        image = saturate(image, _uniform(0.5, 1.5))
-    if _coin(0.5):
-        image = F.adjust_hue(image, _uniform(-0.1, 0.1))
-    return image if first else (image * contrast).clamp(0, 1)
+    path = Path(root)
+    if not path.is_dir():
+        raise DataError(f"data.root {root!r}: no such folder")
+    pairs = _pairs(path, split)
+    names, source = _names(path)
+    if names and classes and names != classes:
+        raise DataError(f"{source}: {_difference(names, classes)}")
+    names = names or classes or _numbers(path, ignore_label, reduce_zero_label)
+    return SceneImages(pairs, names, transform, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
 
 
-def saturate(image: Tensor, factor: float) -> Tensor:
-    """Multiply the saturation of HSV, up to 1, for an image (3, H, W) in [0, 1]; hue and value stay."""
-    value, least = image.amax(0, keepdim=True), image.amin(0, keepdim=True)
-    # Saturation is (value - least) / value: distances from the value scale with it, and it is 1 where the least is 0.
-    limit = value / (value - least).clamp(min=1e-6)
-    return (value - (value - image) * limit.clamp(max=factor)).clamp(min=0)  # rounding may leave it below
+def read_annotation(path: Path) -> NDArray[np.generic]:
+    """The numbers in an annotation, (H, W), from 0 to 65535; those of a palette are its indices.
+
+    Raises:
+        DataError: naming the file, when it is no PNG, damaged, or not one channel of 8 or 16 bits or a palette.
+    """
+    try:
+        data = path.read_bytes()
+        # PNG alone: labels that went through JPEG are no labels any more, whatever their file is called.
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            labels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable PNG ({error})") from error
+    depth, colour = data[24], data[25]  # of the header, which is always the first part of the file
+    # Grayscale of fewer bits is refused since a decoder stretches it to 255, and programs that shrink files count on
+    # that: whether a 1 means class 1 or 255 depends on who wrote it.
+    if not (colour == 3 or (colour == 0 and depth >= 8)):
+        found = f"{depth}-bit {COLOURS[colour]}"
+        raise DataError(f"{path}: {found}; labels are one channel of 8 or 16 bits, or the indices of a palette")
+    return labels
 
 
-class _Training:
-    """A class, as functions within functions do not reach the processes of a loader that are started anew."""
-
-    def __init__(self, data: SegmentationDataConfig) -> None:
-        self.data = data
-
-    def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        data, side = self.data, self.data.crop_size
-        size = fit(labels.shape, data.scale, _uniform(*data.ratio_range))
-        # Plain tensors: torchvision resizes masks by a nearest neighbour that is up to half a pixel off the image's.
-        image, labels = image.as_subclass(Tensor), labels.as_subclass(Tensor)
-        image = F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
-        labels = F.resize(labels[None], size, InterpolationMode.NEAREST_EXACT)[0]
-        top, left = self._corner(labels)
-        image = image[:, top : top + side, left : left + side].float() / 255
-        labels = labels[top : top + side, left : left + side]
-        if _coin(data.hflip):
-            image, labels = image.flip(-1), labels.flip(-1)
-        if data.color:
-            image = distort(image)
-        height, width = labels.shape
-        filled = torch.tensor(data.mean).view(3, 1, 1).repeat(1, side, side)
-        filled[:, :height, :width] = image
-        classes = torch.full((side, side), data.ignore_label)
-        classes[:height, :width] = labels
-        return filled, classes
-
-    def _corner(self, labels: Tensor) -> tuple[int, int]:
-        """Top and left of the crop, drawn again while one class covers too much of it; the last one is taken as is."""
-        side = self.data.crop_size
-        rows, columns = (max(length - side, 0) + 1 for length in labels.shape)
-        for redraws in range(REDRAWS + 1):
-            top, left = int(torch.randint(rows, ())), int(torch.randint(columns, ()))
-            if redraws == REDRAWS or rows * columns == 1 or self.data.cat_max_ratio >= 1:
-                break
-            crop = labels[top : top + side, left : left + side]
-            counts = torch.bincount(crop[crop != self.data.ignore_label].long())
-            # Not so where all of the crop is one class, or nothing.
-            if counts.numel() and counts.max() < self.data.cat_max_ratio * counts.sum():
-                break
-        return top, left
+def _folder(root: Path, kind: str, split: str) -> Path:
+    """``images`` or ``annotations`` of a split."""
+    candidates = [root / kind / name for name in SPLITS[split]]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataError(f"{root}: no {kind} of the {split} split; looked for {' and '.join(map(str, candidates))}")
 
 
-def _whole(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return image.as_subclass(Tensor).float() / 255, labels.as_subclass(Tensor).long()
+def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+    """Files with one of the suffixes, in the order of their names."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise DataError(f"{path}: of the same name as {found[path.stem].name}")
+            found[path.stem] = path
+    return found
 
 
-def _coin(probability: float) -> bool:
-    return bool(torch.rand(()) < probability)
+def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Images and annotations of the same names."""
+    folders = _folder(root, "images", split), _folder(root, "annotations", split)
+    images, annotations = _by_stem(folders[0], IMAGES), _by_stem(folders[1], {".png"})
+    if not images and not annotations:
+        raise DataError(f"{folders[0]}: the {split} split is empty")
+    for these, those, what, missing in (
+        (images, annotations, "images", f"no annotation in {folders[1]}"),
+        (annotations, images, "annotations", f"no image in {folders[0]}"),
+    ):
+        alone = [these[stem] for stem in these if stem not in those]
+        if alone:
+            raise DataError(f"{alone[0]}: {missing}; {len(alone)} of {len(these)} {what} have none")
+    return [(path, annotations[stem]) for stem, path in images.items()]
 
 
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))
+def _names(root: Path) -> tuple[list[str], Path]:
+    """Names of the classes and the file that has them; none where there is no such file."""
+    path = root / "classes.json"
+    if path.exists():
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: not readable as JSON ({error})") from error
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise DataError(f"{path}: expected a list of names")
+    else:
+        path = root / "objectInfo150.txt"
+        names = _ade20k_names(path) if path.exists() else []
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"{path}: two classes are called {twice!r}")
+    return names, path
+
+
+def _ade20k_names(path: Path) -> list[str]:
+    """Last column of a tab-separated table with a header; the first column counts from 1."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as text ({error})") from error
+    names: list[str] = []
+    for line in filter(str.strip, lines[1:]):
+        number, *rest = (cell.strip() for cell in line.split("\t"))
+        if number != str(len(names) + 1) or not rest or not rest[-1]:
+            raise DataError(f"{path}: expected class {len(names) + 1} and its name in columns, found {line!r}")
+        names.append(rest[-1])
+    if not names:
+        raise DataError(f"{path}: no classes below the header")
+    return names
+
+
+def _numbers(root: Path, ignore_label: int, reduce_zero_label: bool) -> list[str]:
+    """Numbers of the classes that the annotations of all splits have, found by reading them."""
+    folders = [root / "annotations" / name for names in SPLITS.values() for name in names]
+    files = [file for folder in folders if folder.is_dir() for file in _by_stem(folder, {".png"}).values()]
+    shown: Iterable[Path] = tqdm(files, desc="count classes", unit="file", leave=False, disable=len(files) <= QUIET)
+    largest = -1
+    for file in shown:
+        labels = read_annotation(file)
+        counted = labels[labels != ignore_label]
+        largest = max(largest, int(counted.max()) if counted.size else -1)
+    count = largest + 1 - reduce_zero_label
+    if count < 1:
+        raise DataError(f"{root / 'annotations'}: no pixel has a class")
+    return [str(i) for i in range(count)]
+
+
+def _difference(found: list[str], known: list[str]) -> str:
+    """What distinguishes the classes of a folder from those that a model knows."""
+    parts = [f"{len(found)} classes, but the model knows {len(known)}"] if len(found) != len(known) else []
+    for text, these, those in (("the model does not know", found, known), ("missing are", known, found)):
+        alone = [name for name in these if name not in those]
+        if alone:
+            more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+            parts.append(f"{text} {', '.join(alone[:5])}{more}")
+    if not parts:
+        i = next(i for i in range(len(found)) if found[i] != known[i])
+        parts.append(f"another order of classes: number {i} is {found[i]!r}, for the model {known[i]!r}")
+    return "; ".join(parts)

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.errors import UserError
 
 PREFIX = "step-"
@@ -106,13 +106,13 @@ class Checkpoints:
         """
         target = self.path(step)
         temporary = self.folder / f".{target.name}.tmp"
-        problem = _tried(lambda: self._prepare(temporary)) if parallel.rank() == 0 else ""
+        problem = _tried(lambda: self._prepare(temporary)) if distributed.rank() == 0 else ""
         problem = _first(problem) or _first(_tried(lambda: _write(tensors, temporary)))
-        if parallel.rank() == 0 and not problem:
+        if distributed.rank() == 0 and not problem:
             problem = _tried(lambda: self._finish(temporary, target, state))
         problem = _first(problem)
         if problem:
-            if parallel.rank() == 0:
+            if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"{target} cannot be written: {problem}; what was written before is whole")
 
@@ -141,7 +141,7 @@ class Checkpoints:
             CheckpointError: there are states, but none of them is whole.
         """
         chosen, problems = None, []
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             for step in self.steps():
                 problem = damage(self.path(step))
                 if not problem:
@@ -150,7 +150,7 @@ class Checkpoints:
                 problems.append(f"{self.path(step)}: {problem}")
             for problem in problems:
                 print(f"deformvit: {problem}; the one before is taken", file=sys.stderr)
-        chosen, problems = parallel.broadcast((chosen, problems))
+        chosen, problems = distributed.broadcast((chosen, problems))
         if chosen is None and problems:
             raise CheckpointError(f"no checkpoint to resume from: {problems[0]}")
         return chosen
@@ -233,7 +233,7 @@ def _tried(action: Any) -> str:
 
 def _first(problem: str) -> str:
     """A problem of any process, known to all."""
-    return next(filter(None, parallel.gather(problem)), "")
+    return next(filter(None, distributed.gather(problem)), "")
 
 
 def _reason(error: BaseException) -> str:

@@ -7,10 +7,11 @@ import threading
 from types import FrameType
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch import distributed as torch_distributed
 from torch.distributed.tensor import DTensor
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.errors import UserError
 
 
@@ -47,8 +48,8 @@ class StopSignal:
 def any_process(device: torch.device, *flags: Tensor | bool) -> list[bool]:
     """Whether each flag is set in any process; one exchange, and one wait for the device."""
     both = torch.stack([torch.as_tensor(flag, device=device).float().reshape(()) for flag in flags])
-    if parallel.size() > 1:
-        distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    if distributed.size() > 1:
+        torch_distributed.all_reduce(both, torch_distributed.ReduceOp.MAX)
     return [value > 0 for value in both.tolist()]
 
 

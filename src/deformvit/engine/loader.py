@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.config import BaseConfig
 from deformvit.engine.runtime import mix, seeded
 from deformvit.errors import DataError, UnreadableImage, UserError
@@ -47,13 +47,13 @@ def sharing(config: BaseConfig) -> Sharing:
     Raises:
         UserError: they cannot be divided evenly.
     """
-    batch, size, accumulate = config.data.batch_size, parallel.size(), config.run.accumulate
+    batch, size, accumulate = config.data.batch_size, distributed.size(), config.run.accumulate
     if batch % (size * accumulate):
         raise UserError(
             f"data.batch_size is the images of an optimiser step, {batch}: not divisible by {size} processes x "
             f"{accumulate} accumulated batches"
         )
-    return Sharing(parallel.rank(), size, accumulate, batch // (size * accumulate))
+    return Sharing(distributed.rank(), size, accumulate, batch // (size * accumulate))
 
 
 def steps_per_epoch(images: Dataset[Any], config: BaseConfig) -> int:

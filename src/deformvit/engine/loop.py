@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.config import BaseConfig, as_dict
+from deformvit.devices import pick_device
 from deformvit.engine.checkpoint import CheckpointError, Checkpoints
-from deformvit.engine.distribute import Replica, fill_state, norm
 from deformvit.engine.faults import NonFiniteLoss, Stopped, StopSignal, any_process, describe
 from deformvit.engine.loader import Loader, sharing, steps_per_epoch
 from deformvit.engine.log import MetricsLog
 from deformvit.engine.optim import build_optimizer, build_schedule, total_steps
-from deformvit.engine.runtime import autocast, mix, pick_device, seed_all
+from deformvit.engine.replica import Replica, fill_state, norm
+from deformvit.engine.runtime import autocast, mix, seed_all
 from deformvit.storage import write_atomically
 
 SKIPS = 10
@@ -80,11 +81,11 @@ class _Run:
     def __init__(self, task: Task, config: BaseConfig) -> None:
         self.task, self.config, self.out = task, config, config.run.output
         self.device = pick_device(config.run.device)
-        self.main = parallel.rank() == 0
+        self.main = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.run.keep)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         resume = config.run.resume or restarted
-        if not resume and parallel.broadcast(bool(self.checkpoints.steps())):
+        if not resume and distributed.broadcast(bool(self.checkpoints.steps())):
             raise CheckpointError(f"{self.out} holds a run; pass --run.resume to continue it, or another --run.output")
         self.steps = steps_per_epoch(task.train_set, config)
         self.total = total_steps(config, self.steps)
@@ -148,7 +149,7 @@ class _Run:
                 if stopping and self.step < last:
                     raise Stopped(f"SIGTERM: stopped after step {self.step} of {self.total}; --run.resume goes on")
         trained = time.perf_counter() - began
-        everyone = parallel.gather((self.sums, self.counted))
+        everyone = distributed.gather((self.sums, self.counted))
         steps = max(sum(counted for _, counted in everyone), 1)
         self.metrics = {name: sum(sums[name] for sums, _ in everyone) / steps for name in self.sums}
         self.metrics |= {"lr": self.optimizer.param_groups[0]["lr"], **loader.measured(trained)}

@@ -1,4 +1,4 @@
-"""The machine a run is on: device, seeds, mixed precision."""
+"""Seeds and mixed precision of a run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deformvit.errors import UserError
-
 _WORD = 2**64 - 1
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one, under torchrun that of this process, else the CPU.
-
-    Raises:
-        UserError: a device that torch does not know or this machine does not have.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def mix(*values: int) -> int:

@@ -159,9 +159,9 @@ def _classes(logits: Any, info: ModelInfo, top: int) -> tuple[list[Found], str]:
 def _objects(
     seen: Tensor, result: dict[str, Tensor], info: ModelInfo, threshold: float
 ) -> tuple[Tensor, list[Found], str]:
-    from deformvit.figures import dense  # Matplotlib is not needed to classify
+    from deformvit import drawing  # Matplotlib is not needed to classify
 
-    drawn = dense.detections(seen, result, info.classes, threshold=threshold, names=False)
+    drawn = drawing.detections(seen, result, info.classes, threshold=threshold, names=False)
     kept = result["scores"] >= threshold
     found = []
     for i, name in enumerate(info.classes):
@@ -173,9 +173,9 @@ def _objects(
 
 
 def _labels(seen: Tensor, result: Tensor, info: ModelInfo) -> tuple[Tensor, list[Found], str]:
-    from deformvit.figures import dense
+    from deformvit import drawing
 
-    drawn = dense.labels(seen, result, info.classes).crop((0, 0, seen.shape[2], seen.shape[1]))
+    drawn = drawing.labels(seen, result, info.classes).crop((0, 0, seen.shape[2], seen.shape[1]))
     shares = torch.bincount(result.flatten(), minlength=len(info.classes)) / max(result.numel(), 1)
     found = [
         Found(info.classes[i], float(shares[i]), f"{100 * float(shares[i]):.1f} %")

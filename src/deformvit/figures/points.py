@@ -75,7 +75,7 @@ def objects(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     """Figure 6: the deformed points of the last layers of the last two stages over what a network found.
 
     Args:
-        image: (3, H, W), values in [0, 1], with boxes and masks or labels drawn on it (:mod:`deformvit.figures.dense`).
+        image: (3, H, W), values in [0, 1], with boxes and masks or labels drawn on it (:mod:`deformvit.drawing`).
         layers, index, title: as in :func:`points`. Of every map size the last layer is drawn, of the two smallest maps.
 
     Raises:

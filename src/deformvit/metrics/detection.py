@@ -24,7 +24,7 @@ class CocoMetrics:
 
     Objects count as COCO counts them: crowds are neither to be found nor wrong to find, small objects have less than
     32² pixels, large ones more than 96². Annotations that cannot be evaluated (of unknown images or categories, without
-    a readable box or, for masks, a readable segmentation) are left out, as :class:`deformvit.data.coco.CocoImages`
+    a readable box or, for masks, a readable segmentation) are left out, as :class:`deformvit.data.detection.CocoImages`
     leaves them out and reports.
 
     Args:

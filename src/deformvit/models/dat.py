@@ -25,9 +25,9 @@ RUNTIME = {"pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """What timm applies to a file before loading it: released names become ours, position tables the model's size."""
-    from deformvit.models import convert
+    from deformvit.models.released import weights as released_weights
 
-    return convert.adapt(state_dict, model)
+    return released_weights.adapt(state_dict, model)
 
 
 def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -52,7 +52,8 @@ def _with_weights(variant: str, kwargs: Mapping[str, Any]) -> Any:
 
     Released files hold configuration objects beside the weights, at which timm's own reader stops.
     """
-    from deformvit.models import files, released
+    from deformvit.models import files
+    from deformvit.models.released.files import read_checkpoint
 
     cfg = resolve_pretrained_cfg(
         variant,
@@ -63,7 +64,7 @@ def _with_weights(variant: str, kwargs: Mapping[str, Any]) -> Any:
         return cfg
     if cfg.file:
         path = Path(cfg.file)
-        cfg.state_dict = files.read(path)[0] if path.suffix == ".safetensors" else released.read_checkpoint(path)
+        cfg.state_dict = files.read(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)
     elif not cfg.has_weights:
         where = cfg.origin_url or "https://github.com/LeapLabTHU/DAT"
         name = f"{variant}.{cfg.tag}" if cfg.tag else variant

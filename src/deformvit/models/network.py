@@ -3,7 +3,7 @@
 Papers: Zhuofan Xia, Xuran Pan, Shiji Song, Li Erran Li, Gao Huang: "Vision Transformer with Deformable Attention",
 CVPR 2022, https://arxiv.org/abs/2201.00520, and "DAT++: Spatially Dynamic Vision Transformer with Deformable
 Attention", https://arxiv.org/abs/2309.01430. Original code: https://github.com/LeapLabTHU/DAT (Apache-2.0). This is an
-independent implementation that loads the released checkpoints exactly (deformvit.models.convert).
+independent implementation that loads the released checkpoints exactly (deformvit.models.released.weights).
 
 What a stage is made of is in deformvit.models.blocks, the registered models are in deformvit.models.dat.
 """

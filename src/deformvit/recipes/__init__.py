@@ -1,19 +1,29 @@
-"""Published and measured runs: functions that return a Config. ``deformvit train NAME`` runs one of them."""
+"""Published and measured runs, as functions that return a configuration; ``deformvit train NAME`` runs one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from deformvit.config import AugmentConfig, BaseConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from deformvit.recipes import dense
+from deformvit.config import (
+    AugmentConfig,
+    BaseConfig,
+    ClassificationConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
+from deformvit.recipes import systems
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def imagenet(name: str, drop_path: float, warmup: float = 20.0, clip: float = 5.0, lr: float = 1e-3) -> Config:
+def imagenet(
+    name: str, drop_path: float, warmup: float = 20.0, clip: float = 5.0, lr: float = 1e-3
+) -> ClassificationConfig:
     """The paper's 300 epochs on ImageNet-1K (section 4.1), at any batch size; set data.root."""
-    return Config(
+    return ClassificationConfig(
         model=ModelConfig(name=name, drop_path_rate=drop_path),
         data=DataConfig(root="imagenet", batch_size=1024, workers=8, resize="square"),
         optim=OptimConfig(lr=lr, warmup_epochs=warmup, clip_grad=clip),
@@ -21,22 +31,22 @@ def imagenet(name: str, drop_path: float, warmup: float = 20.0, clip: float = 5.
     )
 
 
-def dat_tiny_imagenet() -> Config:
+def dat_tiny_imagenet() -> ClassificationConfig:
     """DAT-T, ImageNet-1K, 300 epochs (paper: 82.0 % top-1)."""
     return imagenet("dat_tiny", 0.2)
 
 
-def dat_small_imagenet() -> Config:
+def dat_small_imagenet() -> ClassificationConfig:
     """DAT-S, ImageNet-1K, 300 epochs (paper: 83.7 % top-1)."""
     return imagenet("dat_small", 0.3)
 
 
-def dat_base_imagenet() -> Config:
+def dat_base_imagenet() -> ClassificationConfig:
     """DAT-B, ImageNet-1K, 300 epochs (paper: 84.0 % top-1)."""
     return imagenet("dat_base", 0.5, warmup=50.0, clip=1.0, lr=8e-4)
 
 
-def dat_base_384_finetune() -> Config:
+def dat_base_384_finetune() -> ClassificationConfig:
     """DAT-B fine-tuned at 384, 30 epochs (paper: 84.8 % top-1); set model.checkpoint to a DAT-B trained at 224."""
     config = imagenet("dat_base_384", 0.5, warmup=0.0, clip=1.0, lr=4e-6)
     config.data.img_size = 384
@@ -46,22 +56,22 @@ def dat_base_384_finetune() -> Config:
     return config
 
 
-def datpp_tiny_imagenet() -> Config:
+def datpp_tiny_imagenet() -> ClassificationConfig:
     """DAT-T++, ImageNet-1K, 300 epochs as DAT's (DAT++ paper: 83.9 % top-1)."""
     return imagenet("datpp_tiny", 0.2)
 
 
-def datpp_small_imagenet() -> Config:
+def datpp_small_imagenet() -> ClassificationConfig:
     """DAT-S++, ImageNet-1K, 300 epochs as DAT's (DAT++ paper: 84.6 % top-1)."""
     return imagenet("datpp_small", 0.4)
 
 
-def datpp_base_imagenet() -> Config:
+def datpp_base_imagenet() -> ClassificationConfig:
     """DAT-B++, ImageNet-1K, 300 epochs as DAT-B's (DAT++ paper: 84.9 % top-1)."""
     return imagenet("datpp_base", 0.7, warmup=50.0, clip=1.0, lr=8e-4)
 
 
-def datpp_base_384_finetune() -> Config:
+def datpp_base_384_finetune() -> ClassificationConfig:
     """DAT-B++ fine-tuned at 384, 30 epochs as DAT-B's (DAT++ paper: 85.9 % top-1); set model.checkpoint to a DAT-B++
     trained at 224."""
     config = dat_base_384_finetune()
@@ -70,8 +80,8 @@ def datpp_base_384_finetune() -> Config:
     return config
 
 
-def _nano(root: str, output: str, epochs: int) -> Config:
-    return Config(
+def _nano(root: str, output: str, epochs: int) -> ClassificationConfig:
+    return ClassificationConfig(
         model=ModelConfig(name="dat_nano"),
         data=DataConfig(root=root, img_size=32, workers=0, crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD),
         augment=AugmentConfig(crop="padded", color_jitter=0.0, auto_augment="", mixup=0.0, cutmix=0.0),
@@ -82,7 +92,7 @@ def _nano(root: str, output: str, epochs: int) -> Config:
     )
 
 
-def demo() -> Config:
+def demo() -> ClassificationConfig:
     """dat_nano on the embedded Fashion-MNIST sample: about two minutes on two CPU cores."""
     config = _nano("sample", "demo", epochs=5)
     config.augment.crop = "none"  # garments are centred, and there is no time to learn that they need not be
@@ -91,17 +101,17 @@ def demo() -> Config:
     return config
 
 
-def nano_cifar10(epochs: int = 20) -> Config:
+def nano_cifar10(epochs: int = 20) -> ClassificationConfig:
     """What dat_nano and what is compared with it are trained with on CIFAR-10."""
     return _nano("cifar10", "dat_nano_cifar10", epochs)
 
 
-def dat_nano_cifar10() -> Config:
+def dat_nano_cifar10() -> ClassificationConfig:
     """dat_nano on CIFAR-10 on a CPU, the run behind the packaged weights; set data.root."""
     return nano_cifar10()
 
 
-def folder() -> Config:
+def folder() -> ClassificationConfig:
     """Your own folder of images at 224, from the weights you name in model.checkpoint; set data.root."""
     config = imagenet("dat_tiny", 0.1, warmup=2.0)
     config.data.batch_size = 64
@@ -120,6 +130,6 @@ _RECIPES: tuple[Callable[[], BaseConfig], ...] = (
 
 ALL: dict[str, Callable[[], BaseConfig]] = {
     **{recipe.__name__.replace("_", "-"): recipe for recipe in _RECIPES},
-    **dense.ALL,
+    **systems.ALL,
 }
 """Recipes by their names on the command line."""

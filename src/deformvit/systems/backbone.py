@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deformvit.errors import UserError
-from deformvit.models import convert, files, released
+from deformvit.models import files
 from deformvit.models.network import DAT
+from deformvit.models.released import files as released_files
+from deformvit.models.released import weights as released_weights
 
 STAGES = (1, 2, 3, 4)
 
@@ -130,8 +132,8 @@ class Backbone(nn.Module):
 def _load(model: DAT, path: Path) -> None:
     """Classification weights, ours or released, into a backbone: all of it but its norms, which are new."""
     try:
-        tensors = convert.adapt(released.read_checkpoint(path), model)
-    except convert.ConversionError as error:
+        tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
+    except released_weights.ConversionError as error:
         raise UserError(f"{path}: not the weights of this backbone: {error}") from error
     expected = model.state_dict()
     kept = {name: value for name, value in tensors.items() if name in expected}

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from deformvit import parallel
-from deformvit.config import Config
+from deformvit import distributed
+from deformvit.config import ClassificationConfig
 from deformvit.data import eval_transform, open_split, train_transform
-from deformvit.data.datasets import CACHE
+from deformvit.data.classification import CACHE
 from deformvit.errors import UserError
-from deformvit.models import convert, files, released
+from deformvit.models import files
+from deformvit.models.released import files as released_files
+from deformvit.models.released import weights as released_weights
 from deformvit.tasks.loading import Evaluated
 
 Batch = tuple[Tensor, Tensor]
@@ -50,7 +52,7 @@ class Classification:
 
     main_metric = "top1"
 
-    def __init__(self, config: Config, train_set: Any = None, val_set: Any = None) -> None:
+    def __init__(self, config: ClassificationConfig, train_set: Any = None, val_set: Any = None) -> None:
         self.config = config
         data = config.data
         evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
@@ -68,7 +70,7 @@ class Classification:
         augment = config.augment
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
-            together = data.batch_size // (parallel.size() * config.run.accumulate)
+            together = data.batch_size // (distributed.size() * config.run.accumulate)
             if together % 2:
                 raise UserError(
                     f"Mixup pairs the images of a process and micro-batch, so there must be an even number, not "
@@ -103,15 +105,15 @@ class Classification:
         return model
 
     def _load(self, model: nn.Module, path: Path) -> None:
-        tensors = convert.adapt(released.read_checkpoint(path), model)
+        tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
         classifier = model.get_classifier()  # type: ignore[operator]
         prefix = next(name for name, module in model.named_modules() if module is classifier)
         fresh = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
         if any(name in tensors and tensors[name].shape != value.shape for name, value in fresh.items()):
             tensors |= fresh
         try:
-            convert.load_official(model, tensors)
-        except convert.ConversionError as error:
+            released_weights.load_released(model, tensors)
+        except released_weights.ConversionError as error:
             raise UserError(f"{path}: {error}") from error
 
     def body(self, model: nn.Module) -> nn.Module:
@@ -151,7 +153,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, p
     model.eval()
     count, loss, hits = 0, 0.0, torch.zeros(2)
     for images, labels in tqdm(
-        batches, desc="evaluate", unit="batch", leave=False, disable=(not progress or parallel.rank() > 0) or None
+        batches, desc="evaluate", unit="batch", leave=False, disable=(not progress or distributed.rank() > 0) or None
     ):
         labels = labels.to(device)
         logits = model(images.to(device)).float()
@@ -160,7 +162,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, p
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += len(labels)
     model.train(was_training)
-    everyone = parallel.gather((count, loss, hits))
+    everyone = distributed.gather((count, loss, hits))
     count, loss = sum(part[0] for part in everyone), sum(part[1] for part in everyone)
     hits = torch.stack([part[2] for part in everyone]).sum(0)
     if count == 0:

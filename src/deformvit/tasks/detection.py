@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.config import DetectionConfig
-from deformvit.data import coco
-from deformvit.data import detection as transforms
+from deformvit.data import detection as coco
+from deformvit.data import detection_transforms as transforms
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe
@@ -35,7 +35,7 @@ class Detection:
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
         self.validation = Evaluated(self.val_set, coco.collate, 1, data.workers, data.max_unreadable)
-        for problem in (*self.train_set.problems, *self.val_set.problems) if parallel.rank() == 0 else ():
+        for problem in (*self.train_set.problems, *self.val_set.problems) if distributed.rank() == 0 else ():
             print(f"deformvit: {problem}", file=sys.stderr)
 
     def build_model(self) -> nn.Module:
@@ -88,7 +88,7 @@ def evaluate(
     metrics = CocoMetrics(
         images.ground_truth, images.category_ids, images.image_ids, model.has_masks, model.config.detections
     )
-    silent = not progress or parallel.rank() > 0
+    silent = not progress or distributed.rank() > 0
     shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
     for batch, targets in shown:
         found = model([image.to(device) for image in batch])
@@ -97,6 +97,6 @@ def evaluate(
     model.train(was_training)
     own = list(metrics.results)
     metrics.results.clear()
-    metrics.merge(parallel.gather(own))
+    metrics.merge(distributed.gather(own))
     metrics.leave_out([images.image_ids[index] for index in batches.left_out()])
     return metrics.compute(), metrics.results

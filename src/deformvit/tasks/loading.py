@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.errors import DataError, UnreadableImage
 
 Images = TypeVar("Images")
@@ -85,10 +85,10 @@ class Evaluated(Generic[Images]):
 
     def left_out(self) -> list[int]:
         """Indices of the images that no process could read. All processes must ask."""
-        return sorted(index for indices in parallel.gather(list(self._unreadable)) for index in indices)
+        return sorted(index for indices in distributed.gather(list(self._unreadable)) for index in indices)
 
     def _share(self) -> range:
-        return range(parallel.rank(), len(self.images), parallel.size())  # type: ignore[arg-type]
+        return range(distributed.rank(), len(self.images), distributed.size())  # type: ignore[arg-type]
 
     def _leave_out(self, index: int, message: str) -> None:
         if index in self._unreadable:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.config import SegmentationConfig, SegmentationDataConfig
-from deformvit.data import scenes
-from deformvit.data import segmentation as transforms
+from deformvit.data import segmentation as scenes
+from deformvit.data import segmentation_transforms as transforms
 from deformvit.errors import UserError
 from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
@@ -39,7 +39,7 @@ class Segmentation:
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
         self.validation = Evaluated(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
-        together = data.batch_size // (parallel.size() * config.run.accumulate)
+        together = data.batch_size // (distributed.size() * config.run.accumulate)
         if config.head.system == "upernet" and together < 2:
             raise UserError(
                 f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size} in all"
@@ -95,7 +95,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = SegmentationMetrics(model.num_classes, batches.images.ignore_label)
-    silent = not progress or parallel.rank() > 0
+    silent = not progress or distributed.rank() > 0
     shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
     for image, labels in shown:  # one at a time, as they differ in size
         predicted = model.predict(
@@ -104,7 +104,7 @@ def evaluate(
         )  # fmt: skip
         metrics.update(predicted, labels[0].to(device))
     model.train(was_training)
-    others = parallel.gather(metrics.matrix.cpu())
+    others = distributed.gather(metrics.matrix.cpu())
     merged = SegmentationMetrics(model.num_classes, batches.images.ignore_label)
     merged.merge(others)
     return merged.compute(names)

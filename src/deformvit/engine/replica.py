@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from deformvit import parallel
+from deformvit import distributed
 from deformvit.config import BaseConfig
 from deformvit.errors import UserError
 
@@ -38,7 +38,7 @@ class Replica:
 
     def __init__(self, model: nn.Module, body: nn.Module, config: BaseConfig, device: torch.device) -> None:
         run = config.run
-        self.sharded = run.parallel == "fsdp" and parallel.size() > 1
+        self.sharded = run.parallel == "fsdp" and distributed.size() > 1
         if self.sharded and run.amp == "fp16":
             raise UserError("run.amp fp16 scales losses, which is not supported with run.parallel fsdp; take bf16")
         if run.channels_last:
@@ -55,7 +55,7 @@ class Replica:
         if run.compile:
             body.compile()
         if self.sharded:
-            mesh = init_device_mesh(device.type, (parallel.size(),))
+            mesh = init_device_mesh(device.type, (distributed.size(),))
             place = next(name for name, module in model.named_modules() if module is body)
             for each in (model, self.average):
                 if each is not None:
@@ -64,7 +64,7 @@ class Replica:
         """The module itself: names of its parameters are those of the model."""
         self.wrapped: nn.Module = model
         """What forward passes of training go through."""
-        if parallel.size() > 1 and not self.sharded:
+        if distributed.size() > 1 and not self.sharded:
             if device.type == "cuda":
                 self.model = model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
             ids = [device.index] if device.type == "cuda" else None

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from deformvit.data import DataError
 from deformvit.data.annotations import Unusable, read_segmentation
-from deformvit.data.coco import CocoImages, collate, open_coco
+from deformvit.data.detection import CocoImages, collate, open_coco
 
 mask_api = pytest.importorskip("faster_coco_eval.core.mask")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deformvit import UserError, recipes
-from deformvit.engine.distribute import Replica, fill_state
+from deformvit.engine.replica import Replica, fill_state
 
 
 def replica(model=None, **run):

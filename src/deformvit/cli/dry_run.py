@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deformvit.cli.inputs import print_values
-from deformvit.config import BaseConfig, Config
-from deformvit.engine.distribute import Replica
+from deformvit.config import BaseConfig, ClassificationConfig
+from deformvit.devices import pick_device
 from deformvit.engine.loader import sharing, steps_per_epoch
 from deformvit.engine.loop import Task
 from deformvit.engine.optim import build_optimizer, total_steps, warmup_steps
-from deformvit.engine.runtime import autocast, pick_device
+from deformvit.engine.replica import Replica
+from deformvit.engine.runtime import autocast
 
 IMAGENET = 1_281_167, 1000
 """Training images and classes of ImageNet-1K."""
@@ -41,7 +42,9 @@ class Imagined(Dataset[Any]):
 
 def imagined(config: BaseConfig) -> Imagined | None:
     """A stand-in for the data of a run on ImageNet."""
-    return Imagined(config.data.img_size) if isinstance(config, Config) and config.data.root == "imagenet" else None
+    if isinstance(config, ClassificationConfig) and config.data.root == "imagenet":
+        return Imagined(config.data.img_size)
+    return None
 
 
 def show(task: Task, config: BaseConfig) -> None:

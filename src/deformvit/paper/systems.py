@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from deformvit import recipes
-from deformvit.complexity import Complexity, measure
 from deformvit.config import DetectionConfig, SegmentationConfig
+from deformvit.paper.complexity import Complexity, measure
+from deformvit.paper.system_cost import Cost
 from deformvit.recipes.published import DENSE_TABLES, DenseTable, System
 from deformvit.systems import build_detector, build_segmenter
-from deformvit.systems.cost import Cost
 
 STRIDE = (1, 1, 2, 2)
 """The key grid with which the paper's counts come out."""

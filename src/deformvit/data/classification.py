@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from deformvit.data.images import Transform, decode
-from deformvit.data.pieces import ParquetPieces, TarImages, has_tar, open_tar
+from deformvit.data.shards import ParquetPieces, TarImages, has_tar, open_tar
 from deformvit.errors import DataError, UnreadableImage
 
 if TYPE_CHECKING:

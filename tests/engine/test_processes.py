@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from deformvit import parallel
+from deformvit import distributed
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def start(server, late=-1, count=3):
         store = client(server)
         if number == late:
             time.sleep(0.2)
-        return parallel.meet(store, number, count, timedelta(seconds=20))
+        return distributed.meet(store, number, count, timedelta(seconds=20))
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(process, range(count)))
@@ -55,24 +55,24 @@ def test_one_process_meets_nobody(server):
 
 def test_who_does_not_come_is_told(server):
     with pytest.raises(TimeoutError, match=r"1 of 2 processes came within 0:00:00\.2"):
-        parallel.meet(client(server), 0, 2, timedelta(seconds=0.2))
+        distributed.meet(client(server), 0, 2, timedelta(seconds=0.2))
     with pytest.raises(TimeoutError, match=r"the first of 2 processes did not come"):
-        parallel.meet(client(server), 1, 2, timedelta(seconds=0.2))
+        distributed.meet(client(server), 1, 2, timedelta(seconds=0.2))
 
 
 PROGRAM = """
 import atexit, os, signal, sys, time
-from deformvit import parallel
+from deformvit import distributed
 again = os.path.exists(sys.argv[1])
-with parallel.processes():
-    if not again and parallel.rank() == 1:
+with distributed.processes():
+    if not again and distributed.rank() == 1:
         open(sys.argv[1], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     if not again:
         time.sleep(600)  # in a long step: its node sees that the other waits, and counts no restart
-    print("counts", sorted(parallel.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])))
+    print("counts", sorted(distributed.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])))
 atexit.register(os.abort)  # as Gloo's threads may do while Python is finalised
-parallel.leave(0)
+distributed.leave(0)
 """
 
 

@@ -7,10 +7,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from deformvit import DAT, cli, load_model, load_official, model_from_official
-from deformvit.models import official
-from deformvit.models.convert import ConversionError
-from deformvit.models.released import convert_file
+from deformvit import DAT, cli, load_model, load_released, model_from_released
+from deformvit.models.released import config as released_config
+from deformvit.models.released.files import convert_file
+from deformvit.models.released.weights import ConversionError
 from deformvit.ops import grid
 
 
@@ -22,7 +22,7 @@ def second(golden):
 def changed(case, seed=0, **change):
     """A configuration of the second generation with its model and fresh released-style weights for what is new."""
     torch.manual_seed(seed)
-    return model_from_official(case.config | change).double().eval()
+    return model_from_released(case.config | change).double().eval()
 
 
 def dense(weights):
@@ -38,8 +38,8 @@ def dense(weights):
 
 def test_backbone_of_a_detector(second):
     weights = dense(second.state_dict())
-    model = model_from_official(second.config, output_norms=True, num_classes=0).double().eval()
-    load_official(model, weights)
+    model = model_from_released(second.config, output_norms=True, num_classes=0).double().eval()
+    load_released(model, weights)
     maps = model.forward_intermediates(second.image(), intermediates_only=True)
     for stage, features in enumerate(maps):
         norm = {kind: weights["state_dict"][f"backbone.norms.{stage}.norm.{kind}"] for kind in ("weight", "bias")}
@@ -47,7 +47,7 @@ def test_backbone_of_a_detector(second):
         expected = F.layer_norm(released.permute(0, 2, 3, 1), norm["weight"].shape, norm["weight"], norm["bias"])
         torch.testing.assert_close(features.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ConversionError, match=r"output_norms=True, num_classes=0"):
-        load_official(model_from_official(second.config), weights)
+        load_released(model_from_released(second.config), weights)
 
 
 def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_layer_scales(second, name):
     for stage, dim in enumerate((8, 16, 32, 64)):
         weights |= {f"stages.{stage}.layer_scales.{i}.{name}": torch.full((dim,), 10.0 * stage + i) for i in range(4)}
     model = changed(second, layer_scale_values=[0.1] * 4)
-    load_official(model, weights)
+    load_released(model, weights)
     for stage in range(4):
         for block in range(2):
             attn, mlp = model.stages[stage].blocks[block].scale1, model.stages[stage].blocks[block].scale2
@@ -125,7 +125,7 @@ def test_scales_of_one_change_nothing(second):
     for stage, dim in enumerate((8, 16, 32, 64)):
         weights |= {f"stages.{stage}.layer_scales.{i}.weight": torch.ones(dim) for i in range(4)}
     model = changed(second, layer_scale_values=[0.1] * 4)
-    load_official(model, weights)
+    load_released(model, weights)
     torch.testing.assert_close(model(second.image()), torch.from_numpy(second.outputs["logits"]))
 
 
@@ -139,7 +139,7 @@ def test_log_spaced_position_bias(second):
         weights[f"{path}.0.weight"] = torch.randn(32, 2, dtype=torch.float64)
         weights[f"{path}.0.bias"] = torch.randn(32, dtype=torch.float64)
         weights[f"{path}.2.weight"] = torch.randn(heads[stage], 32, dtype=torch.float64)
-    load_official(model, weights)
+    load_released(model, weights)
     layer = model.stages[2].blocks[1].attn
     x = torch.randn(1, 32, 5, 9, dtype=torch.float64)
     pos = layer.points(layer.q(x.movedim(1, -1)).movedim(-1, 1))[0].flatten(1, 2)  # (G, N, 2)
@@ -165,7 +165,7 @@ def test_without_offsets_keys_are_averaged(second):
     """Released DAT++ then drops the position bias as well; the network of the offsets is in the file, unused."""
     model = changed(second, no_offs=[True] * 4)
     weights = {name: value for name, value in second.state_dict().items() if "rpe_table" not in name}
-    load_official(model, weights)
+    load_released(model, weights)
     layer = model.stages[1].blocks[1].attn
     x = torch.randn(1, 16, 8, 12, dtype=torch.float64)
     keys = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
@@ -191,7 +191,7 @@ def test_convolutional_blocks(second):
         "stages.0.ln_cnvnxt.0.norm.weight": torch.randn(8).double(),
         "stages.0.ln_cnvnxt.0.norm.bias": torch.randn(8).double(),
     } | {f"stages.0.layer_scales.{i}.weight": torch.randn(8).double() for i in range(4)}  # fmt: skip
-    load_official(model, weights)
+    load_released(model, weights)
     block = model.stages[0].blocks[0]
     x = torch.randn(1, 8, 9, 7, dtype=torch.float64)
     seen = x + F.conv2d(x, weights["stages.0.local_perception_units.0.weight"],
@@ -218,7 +218,7 @@ def test_convolutional_blocks(second):
     ],
 )
 def test_keys_of_the_second_generation(second, change, key, expected):
-    arguments = official.official_args(second.config | change)
+    arguments = released_config.released_args(second.config | change)
     assert arguments[key] == expected
     DAT(**arguments)
 
@@ -238,4 +238,4 @@ def test_keys_of_the_second_generation(second, change, key, expected):
 )
 def test_bad_second_generation_configurations_are_named(second, change, message):
     with pytest.raises(ConversionError, match=message):
-        model_from_official(second.config | change)
+        model_from_released(second.config | change)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from deformvit.models.convert import ConversionError
 from deformvit.models.network import DAT
+from deformvit.models.released.weights import ConversionError
 
 _BLOCKS = {"L": "window", "S": "shifted", "D": "deformable", "P": "reduction"}
 _BLOCKS_2 = {**_BLOCKS, "N": "neighborhood", "X": "conv"}
@@ -46,7 +46,7 @@ def is_second_generation(config: Mapping[str, Any]) -> bool:
     return bool(config.keys() & SECOND_GENERATION_KEYS) or bool(letters & (_BLOCKS_2.keys() - _BLOCKS.keys()))
 
 
-def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
+def released_args(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of :class:`~deformvit.models.network.DAT` from the ``MODEL.DAT`` mapping of a released YAML.
 
     A mapping with keys that only the second generation has is DAT++, any other v1.
@@ -197,7 +197,7 @@ def official_args(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_from_official(config: Mapping[str, Any], **changes: Any) -> DAT:
+def model_from_released(config: Mapping[str, Any], **changes: Any) -> DAT:
     """The model that a released YAML's ``MODEL.DAT`` mapping describes.
 
     Args:
@@ -208,7 +208,7 @@ def model_from_official(config: Mapping[str, Any], **changes: Any) -> DAT:
     Raises:
         ConversionError: unknown, missing or contradictory keys.
     """
-    arguments = official_args(config) | changes
+    arguments = released_args(config) | changes
     try:
         return DAT(**arguments)
     except (ValueError, TypeError) as error:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import UserError, ablate, cli, tables
+from deformvit import UserError, cli
+from deformvit.paper import ablate, tables
 from deformvit.recipes.ablations import Row, Table
 from deformvit.recipes.nano import TABLES
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import timm
 
-from deformvit import dense_tables
-from deformvit.complexity import Complexity, measure
 from deformvit.errors import UserError
+from deformvit.paper import systems as system_tables
+from deformvit.paper.complexity import Complexity, measure
 from deformvit.recipes.ablations import TABLES, Row
 from deformvit.recipes.published import DENSE_TABLES
 
@@ -71,7 +71,8 @@ def _published(number: str, runs: Path | None, configurations: bool) -> str:
         dense = DENSE_TABLES[number]
         text = ["", *(f"deformvit train {row.recipe}" for row in dense.rows if row.recipe)] if configurations else []
         note = "Published accuracies; of recorded runs the measured ones, with the published in brackets."
-        lines = [f"## {dense.title}", "", *_aligned(dense_tables.rows(number, runs)), "", f"{note} {dense.note}", *text]
+        aligned = _aligned(system_tables.rows(number, runs))
+        lines = [f"## {dense.title}", "", *aligned, "", f"{note} {dense.note}", *text]
         return "\n".join(lines)
     if number not in TABLES:
         raise UserError(f"no table {number!r}; there are {', '.join(sorted([*TABLES, *DENSE_TABLES]))}")

@@ -10,8 +10,10 @@ import timm
 import torch
 
 import deformvit  # noqa: F401 - registers the models
-from deformvit import UserError, cli, dense_tables, tables
-from deformvit.complexity import measure
+from deformvit import UserError, cli
+from deformvit.paper import systems as dense_tables
+from deformvit.paper import tables
+from deformvit.paper.complexity import measure
 from deformvit.recipes.ablations import TABLES
 from deformvit.recipes.published import DENSE_TABLES
 from deformvit.tasks.classification import parse_args

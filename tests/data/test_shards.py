@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit.data import DataError, datasets, open_split
-from deformvit.data.datasets import ParquetImages
-from deformvit.data.pieces import ParquetPieces, TarImages, _fetched
+from deformvit.data import DataError, open_split
+from deformvit.data import classification as datasets
+from deformvit.data.classification import ParquetImages
+from deformvit.data.shards import ParquetPieces, TarImages, _fetched
 from deformvit.errors import UnreadableImage
 
 COUNTS = (5, 3, 4)
@@ -184,7 +185,7 @@ def test_damaged_shards_are_told(shards):
 
 
 def test_neighbours_stay_together_and_everything_comes(shards, monkeypatch):
-    monkeypatch.setattr("deformvit.data.pieces.WINDOW", 4)  # a shard at a time
+    monkeypatch.setattr("deformvit.data.shards.WINDOW", 4)  # a shard at a time
     images = open_split(str(shards), "train")
     orders = [images.shuffled(torch.Generator().manual_seed(seed)).tolist() for seed in range(8)]
     for order in orders:
@@ -192,7 +193,7 @@ def test_neighbours_stay_together_and_everything_comes(shards, monkeypatch):
         piece = [next(k for k in range(3) if index < sum(COUNTS[: k + 1])) for index in order]
         assert sum(a != b for a, b in itertools.pairwise(piece)) == 2
     assert len({tuple(order) for order in orders}) == 8
-    monkeypatch.setattr("deformvit.data.pieces.WINDOW", 100)
+    monkeypatch.setattr("deformvit.data.shards.WINDOW", 100)
     mixed = open_split(str(shards), "train").shuffled(torch.Generator().manual_seed(0)).tolist()
     assert {index < 5 for index in mixed[:5]} == {True, False}
 

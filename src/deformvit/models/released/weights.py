@@ -2,7 +2,7 @@
 DAT-Detection and DAT-Segmentation.
 
 Released names are translated by one table of patterns; whatever does not belong is an error that says so.
-Configurations are read in :mod:`deformvit.models.official`, files in :mod:`deformvit.models.released`.
+Configurations are read in :mod:`deformvit.models.released.config`, files in :mod:`deformvit.models.released`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def is_official(state_dict: Mapping[str, Any]) -> bool:
+def is_released(state_dict: Mapping[str, Any]) -> bool:
     """Whether the weights carry the released code's names."""
     return any(
         name.removeprefix("module.").startswith(("patch_proj.", "down_projs.")) or ".attns." in name
@@ -109,7 +109,7 @@ def has_output_norms(state_dict: Mapping[str, Any]) -> bool:
     return any(re.match(r"(module\.)?(norms|output_norms)\.", name) for name in unwrap(state_dict))
 
 
-def convert_official(state_dict: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
+def convert_released(state_dict: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
     """Weights of a released checkpoint, raw or wrapped, under the names of :class:`~deformvit.models.network.DAT`.
 
     Values are unchanged; 1 x 1 convolutions become linear layers, buffers that layers compute are left out.
@@ -181,7 +181,7 @@ def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
         ConversionError: weights of the blocks are missing or not the model's. Its ends may be: stem and classifier of
             another width are timm's to adapt, a detector's backbone has no classifier.
     """
-    ours = convert_official(state_dict) if is_official(state_dict) else dict(unwrap(state_dict))
+    ours = convert_released(state_dict) if is_released(state_dict) else dict(unwrap(state_dict))
     expected = model.state_dict()
     for path, module in model.named_modules():
         # What the released code keeps without using it: the network of switched-off offsets ...
@@ -200,7 +200,7 @@ def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     return resize_tables(ours, model)
 
 
-def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+def load_released(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load a released checkpoint strictly.
 
     Raises:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from deformvit.data import DataError, scenes
-from deformvit.data.scenes import open_scenes
+from deformvit.data import DataError
+from deformvit.data import segmentation as scenes
+from deformvit.data.segmentation import open_scenes
 from deformvit.metrics.segmentation import SegmentationMetrics
 
 LABELS = np.array([[0, 1, 2, 255, 2], [2, 2, 1, 0, 1], [0, 0, 0, 1, 255]], dtype=np.uint8)  # 3 high, 5 wide

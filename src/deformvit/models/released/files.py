@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deformvit.models import files
-from deformvit.models.convert import ConversionError, has_output_norms, load_official, unwrap
-from deformvit.models.official import official_args
+from deformvit.models.released.config import released_args
+from deformvit.models.released.weights import ConversionError, has_output_norms, load_released, unwrap
 
 
 class _Inert:
@@ -123,7 +123,7 @@ def convert_file(
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConversionError(f"model {info.name!r}: {error}") from error
     try:
-        load_official(network, weights)
+        load_released(network, weights)
     except ConversionError as error:
         raise ConversionError(f"{source}: {error}") from error
     stored = None if dtype == "keep" else getattr(torch, dtype)
@@ -144,7 +144,7 @@ def _describe(
             raise ConversionError(f"{config}: not readable as YAML ({_first_line(error)})") from error
         if not isinstance(mapping, Mapping):
             raise ConversionError(f"{config}: expected a mapping, found {type(mapping).__name__}")
-        arguments = official_args(mapping)
+        arguments = released_args(mapping)
         count = arguments.pop("num_classes")
         data, test = (section if isinstance(section := mapping.get(key), Mapping) else {} for key in ("DATA", "TEST"))
         size = data.get("IMG_SIZE", arguments["img_size"])  # DAT++ at 384 keeps the tables of 224

@@ -1,4 +1,4 @@
-"""``deformvit train`` and ``eval``."""
+"""``deformvit eval``."""
 
 from __future__ import annotations
 
@@ -8,69 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deformvit import recipes
 from deformvit.cli.inputs import DEFAULT_MODEL, need_classes, print_values
-from deformvit.config import BaseConfig, DetectionConfig, SegmentationConfig, SegmentationDataConfig
+from deformvit.config import SegmentationDataConfig
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
-    from deformvit.engine.loop import Task
     from deformvit.models.files import ModelInfo
     from deformvit.systems import Detector, Segmenter
     from deformvit.tasks.loading import Evaluated
-
-    Recipe = BaseConfig
-else:
-    Recipe = Annotated[
-        tyro.extras.subcommand_type_from_defaults(
-            {name: recipe() for name, recipe in recipes.ALL.items()},
-            {name: (recipe.__doc__ or "").strip() for name, recipe in recipes.ALL.items()},
-            prefix_names=False,
-        ),
-        tyro.conf.arg(name=""),
-    ]
-
-
-def train(config: Recipe) -> None:
-    """Train a recipe; every field of its configuration is an option."""
-    from deformvit import parallel
-    from deformvit.engine import loop
-
-    if config.run.dry_run:
-        from deformvit.cli import plan
-
-        plan.show(_task(config, imagined=True), config)
-        return
-    with parallel.processes():
-        metrics = loop.fit(_task(config), config)
-        if parallel.rank() == 0:
-            print_values([(name, f"{value:.4g}") for name, value in metrics.items()])
-            print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
-
-
-def recipes_list() -> None:
-    """List the recipes of `train`, with what the papers report of them."""
-    print_values([(name, " ".join((recipe.__doc__ or "").split())) for name, recipe in recipes.ALL.items()])
-
-
-def _task(config: Any, imagined: bool = False) -> Task:
-    """The task of a run; ImageNet may be imagined where it is not at hand."""
-    if isinstance(config, DetectionConfig):
-        from deformvit.tasks.detection import Detection
-
-        return Detection(config)
-    if isinstance(config, SegmentationConfig):
-        from deformvit.tasks.segmentation import Segmentation
-
-        return Segmentation(config)
-    from deformvit.tasks.classification import Classification
-
-    if imagined and not Path(config.data.root).exists():
-        from deformvit.cli import plan
-
-        images = plan.imagined(config)
-        return Classification(config, images, images)
-    return Classification(config)
 
 
 def evaluate(
@@ -103,8 +48,8 @@ def evaluate(
         window_stride: segmentation: its step; two thirds of the window by default.
         results: detectors: write the detections to this file, in COCO's format.
     """
-    from deformvit import parallel, systems
-    from deformvit.engine.runtime import pick_device
+    from deformvit import distributed, systems
+    from deformvit.devices import pick_device
 
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
@@ -112,7 +57,7 @@ def evaluate(
         raise UserError(
             f"scales must be positive, window and window_stride not negative, got {scales}, {window}, {window_stride}"
         )
-    with parallel.processes():
+    with distributed.processes():
         place = pick_device(device)
         network, info = systems.load(model)
         network.to(place)
@@ -128,7 +73,7 @@ def evaluate(
             found = _segmenter(network, info, settings, place, shown)
         else:
             found = _classifier(network, info, model, data, place, batch_size, workers, resize, shown)
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             print_values(found)
 
 
@@ -137,18 +82,18 @@ def _detector(
 ) -> list[tuple[str, str]]:
     import json
 
-    from deformvit import parallel
-    from deformvit.data import coco
+    from deformvit import distributed
+    from deformvit.data import detection as coco
     from deformvit.storage import write_atomically
     from deformvit.tasks import detection, loading
 
     images = detection.open_evaluation(data, network.has_masks, info.classes)
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         for problem in images.problems:
             print(f"deformvit: {problem}", file=sys.stderr)
     batches = loading.Evaluated(images, coco.collate, 1, workers)
     metrics, found = detection.evaluate(network, batches, place, shown)
-    if results is not None and parallel.rank() == 0:
+    if results is not None and distributed.rank() == 0:
         write_atomically(results, lambda path: path.write_text(json.dumps(found)))
     return [("images", _count(batches)), *((name, f"{value:.2f}") for name, value in metrics.items())]
 

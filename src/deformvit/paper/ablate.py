@@ -12,9 +12,9 @@ from pathlib import Path
 
 import timm
 
-from deformvit.complexity import measure
-from deformvit.config import Config
+from deformvit.config import ClassificationConfig
 from deformvit.engine import loop
+from deformvit.paper.complexity import measure
 from deformvit.recipes.ablations import Row, Table
 from deformvit.recipes.nano import TABLES
 from deformvit.storage import write_atomically
@@ -51,7 +51,7 @@ def cells(table: Table, seeds: int, output: Path) -> list[Cell]:
 
 
 def run(
-    number: str, base: Config, seeds: int, output: Path, report: Callable[[str], None] = print,
+    number: str, base: ClassificationConfig, seeds: int, output: Path, report: Callable[[str], None] = print,
     rows: Sequence[int] = (),
 ) -> str:  # fmt: skip
     """Train what is not finished yet; returns the table.
@@ -78,7 +78,7 @@ def run(
     return write(table, todo, base, output)
 
 
-def write(table: Table, done: list[Cell], base: Config, output: Path) -> str:
+def write(table: Table, done: list[Cell], base: ClassificationConfig, output: Path) -> str:
     """``table.md`` and ``curves.png`` of the runs so far; returns the table."""
     from deformvit.figures.curves import comparison  # matplotlib is not needed to train
 
@@ -91,7 +91,7 @@ def write(table: Table, done: list[Cell], base: Config, output: Path) -> str:
     return text
 
 
-def configured(cell: Cell, base: Config) -> Config:
+def configured(cell: Cell, base: ClassificationConfig) -> ClassificationConfig:
     """The run of a cell: the recipe with the row's model and the cell's seed and folder."""
     config = deepcopy(base)
     config.model.name = cell.row.model
@@ -102,7 +102,7 @@ def configured(cell: Cell, base: Config) -> Config:
     return config
 
 
-def render(table: Table, done: list[Cell], base: Config) -> str:
+def render(table: Table, done: list[Cell], base: ClassificationConfig) -> str:
     """Mean, deviation and each seed's accuracy after the last epoch, with parameters and multiply-adds, as Markdown."""
     lines = [
         f"## {table.title}", "",

@@ -1,4 +1,4 @@
-"""``deformvit convert``, ``table`` and ``bench``."""
+"""``deformvit bench``."""
 
 from __future__ import annotations
 
@@ -8,94 +8,6 @@ from typing import Annotated, Literal
 import tyro
 
 from deformvit.errors import UserError
-
-
-def convert(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
-    /,
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "",
-    config: Path | None = None,
-    classes: Path | None = None,
-    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep",
-    image_args: dict[str, str] = {},  # noqa: B006 - tyro reads it, nobody writes it
-) -> None:
-    """Turn a released checkpoint (or a model file of ours) into a safetensors model file; nothing in it is executed.
-
-    Args:
-        source: the released .pth, or a .safetensors file.
-        target: the .safetensors file to write.
-        model: the model that it belongs to, e.g. dat_tiny; not needed with `config` or for a model file of ours.
-        config: the released YAML of the checkpoint, instead of `model`.
-        classes: a text file with the name of a class on each line; numbers otherwise.
-        dtype: what weights are stored as.
-        image_args: what the model is fed: img_size, crop_pct, resize; by default as the model was published.
-    """
-    from deformvit.models import released
-
-    shape = released.convert_file(source, target, model, config, classes, dtype, image_args)
-    print(f"{target}: {shape}")
-
-
-def table(
-    number: tyro.conf.Positional[Literal["2", "3", "4", "5", "6", "7", "8", "9", "fig4", "neighbours", "main"]],
-    /,
-    runs: Path = Path("runs"),
-    configurations: bool = False,
-) -> None:
-    """Print a table of the paper with published and measured values side by side, and what `ablate` found of it.
-
-    Args:
-        number: of the table; fig4 is Figure 4, neighbours the models that the paper measures itself against, main what
-            `ablate main` found.
-        runs: folder of training runs; a row shows the best top-1 of the runs that have its configuration. Results of
-            `ablate` are looked for in it and in its folder ablate.
-        configurations: list the options of `deformvit train` that every row is.
-    """
-    from deformvit import tables
-
-    print(tables.render(number, runs, configurations))
-
-
-def ablate(
-    number: tyro.conf.Positional[Literal["main", "6", "7", "fig4"]],
-    /,
-    data: Annotated[str, tyro.conf.arg(aliases=["-d"])],
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/ablate"),
-    seeds: int = 3,
-    epochs: int = 20,
-    rows: tuple[int, ...] = (),
-    workers: int = 0,
-    device: str = "auto",
-) -> None:
-    """Train every row of a table of the paper at dat_nano's size, with several seeds, and print what came of it.
-
-    What is finished in the output folder is not trained again, what is unfinished goes on. The table is written there
-    too, with the curves as a picture; `table` shows it again.
-
-    Args:
-        number: `main`: DAT beside Swin, PVT, Deformable DETR's attention and DeiT; or a table or figure of the paper.
-        data: images of 32 pixels such as CIFAR-10: a folder or parquet files, as in training.
-        output: folder; runs are in one below it for each table and number of epochs.
-        seeds: runs of every row.
-        epochs: of every run.
-        rows: train only these rows, counted from 1, so that several processes or machines share a table.
-        workers: loader processes.
-        device: a torch device; auto takes the GPU if there is one.
-    """
-    from deformvit import ablate as experiments
-    from deformvit import recipes
-    from deformvit.recipes.nano import TABLES
-
-    if seeds < 1 or epochs < 1:
-        raise UserError(f"seeds and epochs must be at least 1, got {seeds} and {epochs}")
-    count = len(TABLES[number].rows)
-    wrong = [row for row in rows if not 1 <= row <= count]
-    if wrong:
-        raise UserError(f"rows: there is no row {wrong[0]}; {number} has {count}")
-    base = recipes.nano_cifar10(epochs)
-    base.data.root, base.data.workers, base.run.device = data, workers, device
-    print(experiments.run(number, base, seeds, output / f"{number}-{epochs}-epochs", experiments.progress, rows))
 
 
 def bench(

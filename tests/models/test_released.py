@@ -13,11 +13,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from deformvit import DAT, convert_official, load_model, load_official, model_from_official
+from deformvit import DAT, convert_released, load_model, load_released, model_from_released
 from deformvit.layers.deformable import resize_fixed_bias
-from deformvit.models import convert, official
-from deformvit.models.convert import ConversionError
-from deformvit.models.released import convert_file
+from deformvit.models.released import config as released_config
+from deformvit.models.released import weights as released_weights
+from deformvit.models.released.files import convert_file
+from deformvit.models.released.weights import ConversionError
 
 
 @pytest.fixture
@@ -30,53 +31,53 @@ def case(golden):
 
 @pytest.mark.parametrize("wrap", [dict, lambda w: {"model": w}, lambda w: {"state_dict": w, "epoch": 3}])
 def test_raw_and_wrapped(case, wrap):
-    model = model_from_official(case.config)
-    model.load_state_dict(convert_official(wrap(case.state_dict())))
+    model = model_from_released(case.config)
+    model.load_state_dict(convert_released(wrap(case.state_dict())))
 
 
 def test_prefix_of_data_parallel_is_dropped(case):
     weights = {f"module.{name}": value for name, value in case.state_dict().items()}
-    assert convert_official(weights).keys() == convert_official(case.state_dict()).keys()
+    assert convert_released(weights).keys() == convert_released(case.state_dict()).keys()
 
 
 def test_unknown_names_are_listed(case):
     with pytest.raises(ConversionError, match=r"not the names of a released DAT checkpoint: layers\.0\.weight"):
-        convert_official(case.state_dict() | {"layers.0.weight": torch.zeros(1)})
+        convert_released(case.state_dict() | {"layers.0.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("weights", [{}, {"model": {}}])
 def test_nothing_inside_is_told(weights):
     with pytest.raises(ConversionError, match="no weights"):
-        convert_official(weights)
+        convert_released(weights)
 
 
 def test_entry_that_is_no_tensor_is_told(case):
     with pytest.raises(ConversionError, match=r"cls_head\.bias: expected a tensor, found str"):
-        convert_official(case.state_dict() | {"cls_head.bias": "zeros"})
+        convert_released(case.state_dict() | {"cls_head.bias": "zeros"})
 
 
 def test_other_architecture_and_shapes_are_told(case):
-    model = model_from_official(case.config)
+    model = model_from_released(case.config)
     weights = case.state_dict()
     with pytest.raises(ConversionError, match=r"1 weights of the model are missing \(head\.fc\.bias"):
-        load_official(model, {name: value for name, value in weights.items() if name != "cls_head.bias"})
+        load_released(model, {name: value for name, value in weights.items() if name != "cls_head.bias"})
     with pytest.raises(
         ConversionError, match=r"head\.fc\.weight: \(3, 64\) in the checkpoint, \(10, 64\) in the model"
     ):
-        load_official(model, weights | {"cls_head.weight": torch.zeros(3, 64)})
+        load_released(model, weights | {"cls_head.weight": torch.zeros(3, 64)})
     with pytest.raises(ConversionError, match="another architecture"):
-        load_official(timm.create_model("dat_tiny"), weights)
+        load_released(timm.create_model("dat_tiny"), weights)
 
 
 # ---- tables at another size ---------------------------------------------------------------------------------------
 
 
 def test_tables_are_interpolated_for_a_larger_model(case):
-    small = model_from_official(case.config)
-    load_official(small, case.state_dict())
+    small = model_from_released(case.config)
+    load_released(small, case.state_dict())
     config = case.config | {"img_size": 96, "window_sizes": [6, 6, 6, 3]}
-    large = model_from_official(config)
-    load_official(large, case.state_dict())
+    large = model_from_released(config)
+    load_released(large, case.state_dict())
     table, grown = small.stages[2].blocks[1].attn.bias_table, large.stages[2].blocks[1].attn.bias_table
     assert (table.shape, grown.shape) == ((4, 7, 7), (4, 11, 11))
     torch.testing.assert_close(grown[:, 5, 5], table[:, 3, 3])  # no displacement stays no displacement
@@ -102,7 +103,7 @@ def test_fixed_bias_is_resized_over_queries_and_keys():
     other = DAT(
         img_size=96, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2)
     )
-    other.load_state_dict(convert.adapt(same.state_dict(), other))
+    other.load_state_dict(released_weights.adapt(same.state_dict(), other))
 
 
 # ---- configurations -----------------------------------------------------------------------------------------------
@@ -110,8 +111,8 @@ def test_fixed_bias_is_resized_over_queries_and_keys():
 
 def test_whole_yaml_in_capitals(case):
     config = {"MODEL": {"TYPE": "DAT", "DAT": {key.upper(): value for key, value in case.config.items()}}}
-    model = model_from_official(config)
-    load_official(model, case.state_dict())
+    model = model_from_released(config)
+    load_released(model, case.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_whole_yaml_in_capitals(case):
 )
 def test_bad_configurations_are_named(case, change, message):
     with pytest.raises(ConversionError, match=message):
-        model_from_official(case.config | change)
+        model_from_released(case.config | change)
 
 
 @pytest.mark.parametrize("key", ["depths", "dims", "stage_spec", "heads"])
@@ -149,12 +150,12 @@ def test_missing_keys_are_named(case, key):
     config = case.config
     del config[key]
     with pytest.raises(ConversionError, match=f"missing keys: {key}"):
-        model_from_official(config)
+        model_from_released(config)
 
 
 def test_offset_factors_of_v1(case):
     """Positive: scaled tanh; negative: tanh of the position; zero: offsets as they come."""
-    arguments = official.official_args(case.config | {"offset_range_factor": [-1, -1, 0, -1]})
+    arguments = released_config.released_args(case.config | {"offset_range_factor": [-1, -1, 0, -1]})
     assert arguments["bound"] == ("range", "range", "none", "tanh")
 
 
@@ -212,7 +213,7 @@ def test_configuration_objects_beside_the_weights_are_ignored(case, released, mo
     convert_file(released / "full.pth", released / "out.safetensors", config=released / "micro.yaml")
     assert load_model(str(released / "out.safetensors"))[1].img_size == 64
     overlay = {"file": str(released / "full.pth"), "num_classes": 10}
-    arguments = official.official_args(case.config)
+    arguments = released_config.released_args(case.config)
     model = timm.create_model("dat_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
     logits = model.double()(case.image())
     torch.testing.assert_close(logits, torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5)
@@ -270,31 +271,31 @@ def test_image_args_are_checked(released):
 
 
 def test_unused_offset_network_is_dropped(case):
-    model = model_from_official(case.config | {"no_offs": [True] * 4})
-    load_official(model, case.state_dict())
+    model = model_from_released(case.config | {"no_offs": [True] * 4})
+    load_released(model, case.state_dict())
     assert model.stages[2].blocks[1].attn.points.offset_net is None
 
 
 def test_convolutional_stem_is_7_by_7_at_every_patch_size(case):
-    model = model_from_official(case.config | {"use_conv_patches": True, "patch_size": 2, "ns_per_pts": [4] * 4})
+    model = model_from_released(case.config | {"use_conv_patches": True, "patch_size": 2, "ns_per_pts": [4] * 4})
     assert tuple(model.stem.conv.weight.shape) == (8, 3, 7, 7)
     assert model.stem(torch.randn(1, 3, 33, 50)).shape == (1, 8, 17, 25)
 
 
 def test_stem_of_another_width_has_a_projection(case):
-    model = model_from_official(case.config | {"dim_stem": 12})
+    model = model_from_released(case.config | {"dim_stem": 12})
     weights = case.state_dict() | {
         "patch_proj.0.weight": torch.randn(12, 3, 4, 4), "patch_proj.0.bias": torch.randn(12),
         "patch_proj.1.norm.weight": torch.randn(12), "patch_proj.1.norm.bias": torch.randn(12),
         "stages.0.proj.weight": torch.randn(8, 12, 1, 1), "stages.0.proj.bias": torch.randn(8),
     }  # fmt: skip
-    load_official(model, weights)
+    load_released(model, weights)
     assert torch.equal(model.stages[0].downsample.weight, weights["stages.0.proj.weight"].float())
 
 
 def test_convolutional_mlps_by_stage(golden):
     case = golden("dat_micro_dwc_conv")
-    model = model_from_official(case.config | {"use_dwc_mlps": [True, False, False, True]})
+    model = model_from_released(case.config | {"use_dwc_mlps": [True, False, False, True]})
     assert [stage.blocks[0].mlp.conv is not None for stage in model.stages] == [True, False, False, True]
 
 

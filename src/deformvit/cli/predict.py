@@ -47,7 +47,7 @@ def predict(
         device: a torch device; auto takes the GPU if there is one.
     """
     from deformvit import systems
-    from deformvit.engine.runtime import pick_device
+    from deformvit.devices import pick_device
 
     if top < 1 or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
@@ -118,7 +118,7 @@ def _detect(
     import torch
     from tqdm import tqdm
 
-    from deformvit.figures import dense
+    from deformvit import drawing
     from deformvit.metrics.detection import coco_results
     from deformvit.storage import write_atomically
 
@@ -131,7 +131,7 @@ def _detect(
         results += coco_results(number, found, categories)
         listed.append({"id": number, "file_name": path, "height": image.shape[1], "width": image.shape[2]})
         picture = output / f"{name}.png"
-        dense.detections(image, found, info.classes, threshold=threshold).save(picture)
+        drawing.detections(image, found, info.classes, threshold=threshold).save(picture)
         kept = found["labels"][found["scores"] >= threshold]
         counts = [(int((kept == i).sum()), text) for i, text in enumerate(info.classes) if bool((kept == i).any())]
         tqdm.write(f"{picture}: " + (", ".join(f"{count} {text}" for count, text in counts) or "nothing"), sys.stdout)
@@ -149,14 +149,14 @@ def _segment(
     import torch
     from tqdm import tqdm
 
-    from deformvit.figures import dense
+    from deformvit import drawing
 
     failed: list[str] = []
     for name, _, image in _readable(inputs, output, failed):
         with torch.inference_mode():
             found = network.predict(image.to(place)).cpu()
         picture = output / f"{name}.png"
-        dense.labels(image, found, info.classes).save(picture)
-        dense.label_image(found, info.classes).save(output / f"{name}_labels.png")
+        drawing.labels(image, found, info.classes).save(picture)
+        drawing.label_image(found, info.classes).save(output / f"{name}_labels.png")
         tqdm.write(str(picture), sys.stdout)
     return failed

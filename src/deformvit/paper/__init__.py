@@ -1,0 +1,1 @@
+"""The paper's tables and figures of results: published beside measured, and the experiments that measure them."""
