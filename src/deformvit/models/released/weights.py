@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from deformvit.errors import UserError
 from deformvit.layers import DeformableAttention, DeformedPoints, WindowAttention
 from deformvit.layers.deformable import resize_table
 from deformvit.layers.window import resize_window_table
+from deformvit.models.blocks import ConvBlock
+from deformvit.models.state import Difference, compare, shapes
 
 
 class ConversionError(UserError):
@@ -175,29 +176,21 @@ def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
 
 
 def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under the released names or ours, made to load strictly into ``model`` (tables at its size).
+    """Weights under the released names or ours, as ``model`` names and shapes them.
+
+    Only the blocks have to be those of the model: timm adapts stems and classifiers of another width, and a detector's
+    backbone has no classifier.
 
     Raises:
-        ConversionError: weights of the blocks are missing or not the model's. Its ends may be: stem and classifier of
-            another width are timm's to adapt, a detector's backbone has no classifier.
+        ConversionError: weights of the blocks are missing, not the model's, or of other shapes.
     """
-    ours = convert_released(state_dict) if is_released(state_dict) else dict(unwrap(state_dict))
-    expected = model.state_dict()
-    for path, module in model.named_modules():
-        # What the released code keeps without using it: the network of switched-off offsets ...
-        if isinstance(module, DeformedPoints) and module.offset_net is None:
-            ours = {name: value for name, value in ours.items() if not name.startswith(f"{path}.offset_net.")}
-    # ... and the layer scales of blocks that have one branch.
-    unused = re.compile(r"stages\.\d+\.blocks\.\d+\.scale[12]\.gamma")
-    convs = {
-        name.removesuffix("conv.weight")
-        for name in expected
-        if re.fullmatch(r"stages\.\d+\.blocks\.\d+\.conv\.weight", name)
-    }
-    ours = {n: v for n, v in ours.items() if not (unused.fullmatch(n) and n.rsplit("scale", 1)[0] in convs)}
-    blocks = {name for name in expected if name.startswith("stages.")}
-    _refuse(blocks - ours.keys(), {name for name in ours if name.startswith("stages.")} - blocks, [])
-    return resize_tables(ours, model)
+    weights = _for_model(state_dict, model)
+    blocks, given = (
+        {name: shape for name, shape in shapes(tensors).items() if name.startswith("stages.")}
+        for tensors in (model.state_dict(), weights)
+    )
+    _refuse(compare(blocks, given))
+    return weights
 
 
 def load_released(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -206,28 +199,27 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     Raises:
         ConversionError: another architecture or other shapes, with the first differences.
     """
-    ours = adapt(state_dict, model)
-    expected = model.state_dict()
-    wrong = [
-        f"{name}: {tuple(ours[name].shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
-        for name in sorted(expected.keys() & ours.keys())
-        if expected[name].shape != ours[name].shape
-    ]
-    _refuse(expected.keys() - ours.keys(), ours.keys() - expected.keys(), wrong)
-    model.load_state_dict(ours)
+    weights = _for_model(state_dict, model)
+    _refuse(compare(shapes(model.state_dict()), shapes(weights)))
+    model.load_state_dict(weights)
 
 
-def _refuse(missing: AbstractSet[str], extra: AbstractSet[str], wrong: Sequence[str]) -> None:
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} weights of the model are missing ({min(missing)}, ...)")
-    if extra:
-        problems.append(f"{len(extra)} weights are not the model's ({min(extra)}, ...)")
-    if wrong:
-        problems.append(f"{len(wrong)} have other shapes ({wrong[0]})")
-    if not problems:
+def _for_model(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Weights under our names, with position tables at the model's sizes, without what the model does not use."""
+    weights = convert_released(state_dict) if is_released(state_dict) else dict(unwrap(state_dict))
+    unused = []
+    for path, module in model.named_modules():
+        if isinstance(module, DeformedPoints) and module.offset_net is None:  # offsets switched off
+            unused.append(f"{path}.offset_net.")
+        elif isinstance(module, ConvBlock):  # one branch, without a layer scale
+            unused += [f"{path}.scale1.", f"{path}.scale2."]
+    return resize_tables({n: value for n, value in weights.items() if not n.startswith(tuple(unused))}, model)
+
+
+def _refuse(difference: Difference) -> None:
+    if not difference:
         return
     hint = ""
-    if any(name.startswith("output_norms.") for name in extra):
+    if any(name.startswith("output_norms.") for name in difference.unexpected):
         hint = ". It is the backbone of a detector or segmenter: build the model with output_norms=True, num_classes=0"
-    raise ConversionError("the checkpoint is of another architecture: " + "; ".join(problems) + hint)
+    raise ConversionError(f"the checkpoint is of another architecture: {difference}{hint}")
