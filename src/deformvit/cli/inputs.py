@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from deformvit.models.files import ModelInfo
 
 DEFAULT_MODEL = "dat_nano.cifar10"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 def image_files(images: list[Path]) -> list[Path]:
     """Files and what is in folders, in the order given."""
+    from deformvit.data.images import IMAGE_SUFFIXES
+
     paths: list[Path] = []
     for path in images:
         if path.is_dir():

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from deformvit.data.images import Transform, decode
+from deformvit.data.images import IMAGE_SUFFIXES, Transform, decode
 from deformvit.data.shards import ParquetPieces, TarImages, has_tar, open_tar
 from deformvit.errors import DataError, UnreadableImage
 
@@ -110,12 +110,16 @@ def load_file(path: str) -> Image.Image:
     return decode(Path(path), path)
 
 
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
 class FolderImages(ImageFolder):
     """torchvision's image folder, with errors that name the file."""
 
     def __init__(self, root: Path, transform: Transform | None = None) -> None:
         try:
-            super().__init__(str(root), transform=transform, loader=load_file)
+            super().__init__(str(root), transform=transform, loader=load_file, is_valid_file=_is_image)
         except (FileNotFoundError, OSError) as error:
             raise DataError(f"{root}: not a folder of class folders with images ({error})") from error
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -28,7 +27,7 @@ from deformvit.data.annotations import (
     read_segmentation,
     run_lengths,
 )
-from deformvit.data.images import decode
+from deformvit.data.images import decode, image_size
 from deformvit.errors import DataError
 
 Target = dict[str, Tensor]
@@ -152,14 +151,9 @@ class CocoImages(Dataset[Any]):
         """Height and width of an image in pixels, from its file, which is not decoded.
 
         Raises:
-            DataError: the file is no image.
+            DataError: the file cannot be read as an image.
         """
-        path = self.image_path(index)
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: not a readable image ({error})") from error
+        return image_size(self.image_path(index))
 
     def _drop(self, kind: str, count: int) -> None:
         if count:

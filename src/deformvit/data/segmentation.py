@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from deformvit.data.images import decode
+from deformvit.data.images import IMAGE_SUFFIXES, decode, read_annotation
 from deformvit.errors import DataError
 
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
 """Names that the folder of a split may have, in order of preference."""
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-COLOURS = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
-"""The colour types of PNG."""
 VALUES = 1 << 16
 """Numbers that an annotation of 16 bits can hold."""
 OUTSIDE = -(1 << 31)
@@ -149,28 +144,6 @@ def open_scenes(
     return SceneImages(pairs, names, transform, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
 
 
-def read_annotation(path: Path) -> NDArray[np.generic]:
-    """The numbers in an annotation, (H, W), from 0 to 65535; those of a palette are its indices.
-
-    Raises:
-        DataError: naming the file, when it is no PNG, damaged, or not one channel of 8 or 16 bits or a palette.
-    """
-    try:
-        data = path.read_bytes()
-        # PNG alone: labels that went through JPEG are no labels any more, whatever their file is called.
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable PNG ({error})") from error
-    depth, colour = data[24], data[25]  # of the header, which is always the first part of the file
-    # Grayscale of fewer bits is refused since a decoder stretches it to 255, and programs that shrink files count on
-    # that: whether a 1 means class 1 or 255 depends on who wrote it.
-    if not (colour == 3 or (colour == 0 and depth >= 8)):
-        found = f"{depth}-bit {COLOURS[colour]}"
-        raise DataError(f"{path}: {found}; labels are one channel of 8 or 16 bits, or the indices of a palette")
-    return labels
-
-
 def _folder(root: Path, kind: str, split: str) -> Path:
     """``images`` or ``annotations`` of a split."""
     candidates = [root / kind / name for name in SPLITS[split]]
@@ -180,7 +153,7 @@ def _folder(root: Path, kind: str, split: str) -> Path:
     raise DataError(f"{root}: no {kind} of the {split} split; looked for {' and '.join(map(str, candidates))}")
 
 
-def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: Set[str]) -> dict[str, Path]:
     """Files with one of the suffixes, in the order of their names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -194,7 +167,7 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
 def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     """Images and annotations of the same names."""
     folders = _folder(root, "images", split), _folder(root, "annotations", split)
-    images, annotations = _by_stem(folders[0], IMAGES), _by_stem(folders[1], {".png"})
+    images, annotations = _by_stem(folders[0], IMAGE_SUFFIXES), _by_stem(folders[1], {".png"})
     if not images and not annotations:
         raise DataError(f"{folders[0]}: the {split} split is empty")
     for these, those, what, missing in (

@@ -23,12 +23,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from deformvit.data.images import Transform, decode
+from deformvit.data.images import IMAGE_SUFFIXES, Transform, decode
 from deformvit.errors import DataError, UnreadableImage
 
 WINDOW = 4096
 """Images of neighbouring pieces that are shuffled together; the pieces are shuffled themselves."""
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 WAIT = 600
 """Seconds to wait for another process that fetches a shard."""
 
@@ -171,7 +170,7 @@ def tar_index(path: Path) -> _Index:
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
                 key, suffix = f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}"
-                if suffix in IMAGES:
+                if suffix in IMAGE_SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
                 elif suffix == ".cls":
                     content = shard.extractfile(member)
