@@ -14,14 +14,32 @@ def test_new_file_and_its_folder(tmp_path):
     path = tmp_path / "new" / "file.txt"
     write_atomically(path, lambda temporary: temporary.write_text("whole"))
     assert path.read_text() == "whole"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
     assert list(path.parent.iterdir()) == [path]
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+@pytest.fixture(params=[0o000, 0o022, 0o027, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("private", [False, True])
+def test_permissions_are_those_of_a_new_file(tmp_path, umask, monkeypatch, private):
+    def write(temporary):
+        if private:  # as writers do that make a temporary file themselves
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT, 0o600))
+        temporary.write_text("text")
+
+    def set_umask(_value):
+        raise AssertionError("the umask is the process's: other threads would create files with it")
+
+    monkeypatch.setattr(os, "umask", set_umask)
+    write_atomically(tmp_path / "file.txt", write)
+    monkeypatch.undo()
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o666 & ~umask
 
 
 def test_the_old_file_stands_until_the_move(tmp_path, monkeypatch):
@@ -40,10 +58,14 @@ def test_the_old_file_stands_until_the_move(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
-    (tmp_path / ".file.txt.tmp").write_text("half of a much longer text")
+    left = tmp_path / ".file.txt.tmp"
+    left.write_text("half of a much longer text")
+    left.chmod(0o600)
     write_atomically(tmp_path / "file.txt", lambda temporary: temporary.write_text("whole"))
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert (tmp_path / "file.txt").read_text() == "whole"
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "file.txt").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_several_processes_may_write_at_once(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +12,31 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object], several: bool = False) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the finished file into place.
 
-    A crash at any moment leaves the old file or the new one, never a part. If ``several`` processes may write the file
-    at once, the last one's stays.
+    A crash at any moment leaves the old file or the new one, never a part. The file gets the permissions of an ordinary
+    new file, also where ``write`` makes a private one.
+
+    Args:
+        path: the file; its folder is created where it is missing.
+        write: writes the contents to the path that it is given, where an empty file is.
+        several: several processes may write the file at once; the last one's stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without several always the same name, so that what a killed process left is replaced.
     mark = f".{uuid.uuid4().hex}" if several else ""
     temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
+        # The kernel applies the umask and the folder's default permissions. Python can read the umask only by setting
+        # it, for all threads of the process.
+        created = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o666)
+        try:
+            mode = stat.S_IMODE(os.fstat(created).st_mode)
+        finally:
+            os.close(created)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # as an ordinary new file; some writers make theirs private
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
