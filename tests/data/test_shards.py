@@ -1,4 +1,4 @@
-"""Tar shards and large parquet files: what a folder of the same images gives, in pieces."""
+"""Tar shards and large parquet files give what a folder of the same images gives."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import http.server
 import io
 import itertools
 import json
+import multiprocessing
+import os
 import tarfile
 import threading
+import time
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from deformvit.data import DataError, open_split
 from deformvit.data import classification as datasets
 from deformvit.data.classification import ParquetImages
-from deformvit.data.shards import ParquetPieces, TarImages, _fetched
+from deformvit.data.shards import ParquetShards, TarShards, download
 from deformvit.errors import UnreadableImage
 
 COUNTS = (5, 3, 4)
@@ -93,7 +97,7 @@ EVERY = [(number, number % 3) for number in range(12)]
 
 def test_local_shards(shards):
     images = open_split(str(shards), "train")
-    assert isinstance(images, TarImages)
+    assert isinstance(images, TarShards)
     assert images.classes == ["0", "1", "2"]
     assert values(images) == EVERY
     assert images[4][0].size == (9, 6)
@@ -104,7 +108,7 @@ def test_local_shards(shards):
         images[12]
 
 
-def test_shards_by_url_are_fetched_once_when_they_are_needed(served, tmp_path):
+def test_shards_by_url_are_downloaded_once_when_they_are_needed(served, tmp_path):
     url, asked = served
     cache = tmp_path / "cache"
     images = open_split(url, "train", cache=cache)
@@ -116,10 +120,10 @@ def test_shards_by_url_are_fetched_once_when_they_are_needed(served, tmp_path):
     assert values(images) == EVERY
     assert values(open_split(url, "train", cache=cache)) == EVERY
     assert sum("tar" in path for path in asked) == 3
-    assert sorted(path.suffix for path in cache.iterdir()) == [".tar"] * 3  # no locks, no halves
+    assert sorted(path.suffix for path in cache.iterdir()) == [".lock"] * 3 + [".tar"] * 3  # no parts of files
 
 
-def test_loader_processes_share_what_is_fetched(served, tmp_path):
+def test_loader_processes_share_downloads(served, tmp_path):
     url, asked = served
     images = open_split(url, "train", cache=tmp_path / "cache")
     assert images[0][1] == 0  # opened before the processes are forked
@@ -128,30 +132,79 @@ def test_loader_processes_share_what_is_fetched(served, tmp_path):
     assert sum("tar" in path for path in asked) == 3
 
 
-def test_a_forked_process_opens_files_of_its_own(shards):
-    """Shared ones would be read at places that the other process chose."""
+def test_a_forked_process_opens_its_own_files(shards):
+    """Shared ones would be read at positions that the other process chose."""
     images = open_split(str(shards), "train")
     assert images[0][1] == 0
-    file = images._open_pieces[0].file
+    file = images._open_shards[0].file
     images._process = -1  # as in a child
     assert images[1][1] == 1
-    assert images._open_pieces[0].file is not file
+    assert images._open_shards[0].file is not file
 
 
-def test_a_shard_that_arrives_in_part_is_not_taken(tmp_path):
-    class Answer(io.BytesIO):
+def test_a_shard_of_which_a_part_arrived_is_not_taken(tmp_path):
+    class Response(io.BytesIO):
         headers: ClassVar = {"Content-Length": "10"}
 
     with pytest.raises(DataError, match=r"http://a/b\.tar: 4 of 10 bytes arrived"):
-        _fetched("http://a/b.tar", tmp_path, lambda *_args, **_options: Answer(b"half"))
-    assert not list(tmp_path.iterdir())
+        download("http://a/b.tar", tmp_path, lambda *_args, **_options: Response(b"half"))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_what_a_url_lacks_is_told(served, shards, tmp_path):
+def hold(lock, held):
+    """In another process: take a lock and keep it."""
+    with FileLock(lock):
+        held.set()
+        time.sleep(600)
+
+
+@pytest.fixture
+def holder(served, tmp_path):
+    """A process that has locked the first shard, as one does that downloads it."""
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    url = f"{served[0]}/set-train-0000.tar"
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    lock = cache / f"{url.removeprefix('http://').replace(':', '_').replace('/', '_')}.lock"
+    process = context.Process(target=hold, args=(lock, held), daemon=True)
+    process.start()
+    assert held.wait(60)
+    yield url, cache, lock, process
+    process.kill()
+
+
+def test_the_lock_of_a_killed_process_blocks_nobody(holder, capsys):
+    url, cache, lock, process = holder
+    process.kill()
+    process.join()
+    assert lock.exists()
+    began = time.monotonic()
+    assert download(url, cache).stat().st_size > 0
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == ""
+
+
+def test_the_lock_of_a_live_process_is_waited_for(holder, capsys):
+    url, cache, lock, process = holder
+    os.utime(lock, (0, 0))  # however old it is
+    fetched = []
+    thread = threading.Thread(target=lambda: fetched.append(download(url, cache, notice=0.1)))
+    thread.start()
+    thread.join(1)
+    assert thread.is_alive()
+    assert not fetched
+    process.kill()
+    thread.join(60)
+    assert fetched[0].is_file()
+    assert capsys.readouterr().err == f"deformvit: waiting for another process that downloads {url} to {cache}\n"
+
+
+def test_errors_name_what_a_url_lacks(served, shards, tmp_path):
     url, _ = served
     (shards / "set-train-0002.tar").unlink()
     images = open_split(url, "train", cache=tmp_path / "cache")
-    with pytest.raises(DataError, match=r"set-train-0002\.tar: cannot be fetched .*404"):
+    with pytest.raises(DataError, match=r"set-train-0002\.tar: cannot be downloaded .*404"):
         images[11]
     write_shard(shards / "set-train-0002.tar", range(8, 11))
     with pytest.raises(DataError, match=r"set-train-0002\.tar: 3 images, but _info.json says 4"):
@@ -166,7 +219,7 @@ def test_what_a_url_lacks_is_told(served, shards, tmp_path):
         open_split("http://127.0.0.1:9", "train")
 
 
-def test_damaged_shards_are_told(shards):
+def test_errors_name_damaged_shards(shards):
     write_shard(shards / "set-train-0001.tar", range(5, 8), damaged=[6])
     images = open_split(str(shards), "train")
     with pytest.raises(UnreadableImage, match=r"set-train-0001\.tar: some/where\.v2/0006\.PNG: not a readable image"):
@@ -184,17 +237,18 @@ def test_damaged_shards_are_told(shards):
         open_split(str(shards), "train")[1]
 
 
-def test_neighbours_stay_together_and_everything_comes(shards, monkeypatch):
-    monkeypatch.setattr("deformvit.data.shards.WINDOW", 4)  # a shard at a time
-    images = open_split(str(shards), "train")
+def test_images_are_shuffled_within_windows_of_shards(shards):
+    def opened(window):
+        return TarShards([str(path) for path in sorted(shards.glob("*train*"))], None, None, shards, window=window)
+
+    images = opened(4)  # a shard at a time
     orders = [images.shuffled(torch.Generator().manual_seed(seed)).tolist() for seed in range(8)]
     for order in orders:
         assert sorted(order) == list(range(12))
-        piece = [next(k for k in range(3) if index < sum(COUNTS[: k + 1])) for index in order]
-        assert sum(a != b for a, b in itertools.pairwise(piece)) == 2
+        shard = [next(k for k in range(3) if index < sum(COUNTS[: k + 1])) for index in order]
+        assert sum(a != b for a, b in itertools.pairwise(shard)) == 2
     assert len({tuple(order) for order in orders}) == 8
-    monkeypatch.setattr("deformvit.data.shards.WINDOW", 100)
-    mixed = open_split(str(shards), "train").shuffled(torch.Generator().manual_seed(0)).tolist()
+    mixed = opened(100).shuffled(torch.Generator().manual_seed(0)).tolist()
     assert {index < 5 for index in mixed[:5]} == {True, False}
 
 
@@ -210,7 +264,7 @@ def test_large_parquet_files_are_read_by_row_groups(tmp_path, monkeypatch, kind)
     assert isinstance(small, ParquetImages)
     monkeypatch.setattr(datasets, "IN_MEMORY", 10)
     large = open_split(str(tmp_path), "train")
-    assert isinstance(large, ParquetPieces)
+    assert isinstance(large, ParquetShards)
     assert large.classes == small.classes
     assert values(large) == values(small) == EVERY
     loader = torch.utils.data.DataLoader(large, None, num_workers=2)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from deformvit.data.images import IMAGE_SUFFIXES, Transform, decode
-from deformvit.data.shards import ParquetPieces, TarImages, has_tar, open_tar
+from deformvit.data.shards import ParquetShards, TarShards, has_tar, open_tar
 from deformvit.errors import DataError, UnreadableImage
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     return found[0], found[1], features.get(found[1], {}).get("names")
 
 
-def open_parquet(files: list[Path], split: str, transform: Transform | None) -> ParquetImages | ParquetPieces:
+def open_parquet(files: list[Path], split: str, transform: Transform | None) -> ParquetImages | ParquetShards:
     """Parquet files of a split: in memory if they are small, else by their row groups."""
     if sum(file.stat().st_size for file in files) <= IN_MEMORY:
         return ParquetImages(files, split, transform)
@@ -102,7 +102,7 @@ def open_parquet(files: list[Path], split: str, transform: Transform | None) -> 
             names = [str(i) for i in range(largest + 1)]
     except (pa.ArrowInvalid, OSError, TypeError) as error:
         raise DataError(f"{files[0]}: not readable as parquet images with labels ({error})") from error
-    return ParquetPieces(files, image, label, names, transform)
+    return ParquetShards(files, image, label, names, transform)
 
 
 def load_file(path: str) -> Image.Image:
@@ -124,7 +124,7 @@ class FolderImages(ImageFolder):
             raise DataError(f"{root}: not a folder of class folders with images ({error})") from error
 
 
-Images = ParquetImages | ParquetPieces | TarImages | FolderImages
+Images = ParquetImages | ParquetShards | TarShards | FolderImages
 
 
 def open_split(root: str, split: str, transform: Transform | None = None, cache: Path = CACHE) -> Images:
