@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: which one this is, and what all of them found."""
+"""Several processes, as torchrun starts them: which one this is, and how they exchange values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-_joined = False
-"""Whether this process has joined others."""
-
 
 def rank() -> int:
     """Number of this process, from 0."""
@@ -32,7 +29,7 @@ def size() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process passed, in their order; in all of them."""
+    """What every process passed, in order of rank; the same list in all of them."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -41,7 +38,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """What the first process passed, in all of them."""
+    """What the process of rank 0 passed, in all of them."""
     if size() == 1:
         return value
     values = [value]
@@ -49,75 +46,79 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def meet(store: Store, number: int, count: int, patience: timedelta = timedelta(minutes=10)) -> str:
-    """A name that the processes of this start agree on and those before them did not have.
-
-    What torchrun counts (``TORCHELASTIC_RESTART_COUNT``) is no such name: a node that starts again because another
-    node did does not count that. So every process leaves a word of its own, which the first one answers with its own;
-    what the dead have left is answered too, where nobody looks.
-
-    Args:
-        store: what they share, with all that earlier starts left in it.
-        number: of this process.
-        count: of processes.
-        patience: how long to wait for the others.
-
-    Raises:
-        TimeoutError: not all processes came.
-    """
-    own = uuid.uuid4().hex
-    deadline = time.monotonic() + patience.total_seconds()
-    if number > 0:
-        store.set(f"here/{number}", own)
-        try:
-            store.wait([f"first/{own}"], patience)
-        except DistStoreError as error:
-            raise TimeoutError(f"the first of {count} processes did not come within {patience}") from error
-        name = store.get(f"first/{own}").decode()
-        store.add(f"met/{name}", 1)
-        return name
-    answered: dict[int, bytes] = {}
-    while (met := store.add(f"met/{own}", 0)) < count - 1:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{met + 1} of {count} processes came within {patience}")
-        for other in range(1, count):
-            word = store.get(f"here/{other}") if store.check([f"here/{other}"]) else b""
-            if word and word != answered.get(other):
-                store.set(f"first/{word.decode()}", own)
-                answered[other] = word
-        time.sleep(0.02)
-    return own
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that torchrun started; does nothing in a process that was started alone."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, and leave them at the end; does nothing in a process started alone."""
+    if not launched():
         yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, number, count = next(rendezvous("env://"))
-    # torchrun keeps the store when it starts processes again; under the same names they find the addresses of the dead.
-    store = PrefixStore(meet(store, number, count), store)
+    # torchrun keeps the store when it restarts processes. Under the same keys they would read the addresses of the
+    # processes that died.
+    store = PrefixStore(agree_on_prefix(store, number, count), store)
     distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=count)
-    global _joined
-    _joined = True
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def leave(status: int) -> None:
-    """End a process that had joined others, without Python's finalisation; returns in one that was started alone.
+def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta = timedelta(minutes=10)) -> str:
+    """A prefix for keys in the store that all processes of this start know and no earlier start used.
 
-    Gloo's threads outlive the process group where PyTorch's caches of device meshes hold it. If they let go of a
-    tensor while Python is finalised, the process is aborted, and torchrun takes work that is done for failed
+    The restarts that torchrun counts (``TORCHELASTIC_RESTART_COUNT``) don't serve: a node that restarts because another
+    node did does not count that. So every process writes a random token, and rank 0 answers each token with its own,
+    which is the prefix. Rank 0 also answers tokens that dead processes left; nobody reads those answers.
+
+    Args:
+        store: what the processes share, with all keys that earlier starts left in it.
+        rank: of this process.
+        size: number of processes.
+        timeout: how long to wait for the others.
+
+    Raises:
+        TimeoutError: not all processes came.
+    """
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    if rank > 0:
+        store.set(f"token/{rank}", own)
+        try:
+            store.wait([f"answer/{own}"], timeout)
+        except DistStoreError as error:
+            raise TimeoutError(f"rank 0 of {size} processes did not come within {timeout}") from error
+        prefix = store.get(f"answer/{own}").decode()
+        store.add(f"joined/{prefix}", 1)
+        return prefix
+    answered: dict[int, bytes] = {}
+    while (joined := store.add(f"joined/{own}", 0)) < size - 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{joined + 1} of {size} processes came within {timeout}")
+        for other in range(1, size):
+            token = store.get(f"token/{other}") if store.check([f"token/{other}"]) else b""
+            if token and token != answered.get(other):
+                store.set(f"answer/{token.decode()}", own)
+                answered[other] = token
+        time.sleep(0.02)
+    return own
+
+
+def exit_process(status: int) -> None:
+    """End a process that torchrun started, without Python's finalisation; returns in one that was started alone.
+
+    Gloo's threads outlive the process group where PyTorch's caches of device meshes hold it. If they release a tensor
+    while Python is finalised, the process is aborted, and torchrun takes finished work for failed
     (pytorch/pytorch#179291).
     """
-    if _joined:
+    if launched():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

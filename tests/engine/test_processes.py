@@ -1,4 +1,4 @@
-"""How processes find each other, also after others have died."""
+"""How processes join each other, also after others have died."""
 
 from __future__ import annotations
 
@@ -25,58 +25,59 @@ def client(server):
     return TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
 
 
-def start(server, late=-1, count=3):
-    """The names that processes find, one of which comes later than the others."""
+def start(server, late=-1, size=3):
+    """The prefixes that processes get, one of which comes later than the others."""
 
-    def process(number):
+    def process(rank):
         store = client(server)
-        if number == late:
+        if rank == late:
             time.sleep(0.2)
-        return distributed.meet(store, number, count, timedelta(seconds=20))
+        return distributed.agree_on_prefix(store, rank, size, timedelta(seconds=20))
 
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(process, range(count)))
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(process, range(size)))
 
 
-def test_every_start_has_a_name_of_its_own(server):
-    """Though the words of those before lie in the store, and of one that came alone and died."""
-    names = []
+def test_every_start_has_its_own_prefix(server):
+    """Though the store holds the tokens of earlier starts, and of a process that came alone and died."""
+    prefixes = []
     for late in (-1, 2, 0, 1):
-        found = start(server, late)
-        assert len(set(found)) == 1
-        names.append(found[0])
-        client(server).set("here/2", f"dead{late}")
-    assert len(set(names)) == 4
+        agreed = start(server, late)
+        assert len(set(agreed)) == 1
+        prefixes.append(agreed[0])
+        client(server).set("token/2", f"dead{late}")
+    assert len(set(prefixes)) == 4
 
 
-def test_one_process_meets_nobody(server):
-    assert len(set(start(server, count=1))) == 1
+def test_one_process_waits_for_nobody(server):
+    assert len(set(start(server, size=1))) == 1
 
 
-def test_who_does_not_come_is_told(server):
+def test_a_process_that_does_not_come_is_reported(server):
     with pytest.raises(TimeoutError, match=r"1 of 2 processes came within 0:00:00\.2"):
-        distributed.meet(client(server), 0, 2, timedelta(seconds=0.2))
-    with pytest.raises(TimeoutError, match=r"the first of 2 processes did not come"):
-        distributed.meet(client(server), 1, 2, timedelta(seconds=0.2))
+        distributed.agree_on_prefix(client(server), 0, 2, timedelta(seconds=0.2))
+    with pytest.raises(TimeoutError, match=r"rank 0 of 2 processes did not come within 0:00:00\.2"):
+        distributed.agree_on_prefix(client(server), 1, 2, timedelta(seconds=0.2))
 
 
 PROGRAM = """
 import atexit, os, signal, sys, time
 from deformvit import distributed
 again = os.path.exists(sys.argv[1])
-with distributed.processes():
+with distributed.process_group():
     if not again and distributed.rank() == 1:
         open(sys.argv[1], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     if not again:
-        time.sleep(600)  # in a long step: its node sees that the other waits, and counts no restart
+        time.sleep(600)  # in a long step: its node sees that the other waits, and does not count a restart
     print("counts", sorted(distributed.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])))
 atexit.register(os.abort)  # as Gloo's threads may do while Python is finalised
-distributed.leave(0)
+distributed.exit_process(0)
 """
+"""A program whose second process dies the first time it is started."""
 
 
-def test_two_nodes_start_again_though_they_count_differently(tmp_path):
+def test_two_nodes_restart_though_they_count_differently(tmp_path):
     """Two agents of torchrun on one machine, as two nodes would be."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -99,9 +100,9 @@ def test_two_nodes_start_again_though_they_count_differently(tmp_path):
         for _ in range(2)
     ]
     try:
-        told = [node.communicate(timeout=150)[0] for node in nodes]
+        output = [node.communicate(timeout=150)[0] for node in nodes]
     finally:
         for node in nodes:
             node.terminate()  # and with it its process
-    assert [node.returncode for node in nodes] == [0, 0], told
-    assert "counts ['0', '1']" in "".join(told)
+    assert [node.returncode for node in nodes] == [0, 0], output
+    assert "counts ['0', '1']" in "".join(output)

@@ -37,9 +37,9 @@ def main(args: list[str] | None = None) -> None:
         _run(list(sys.argv[1:] if args is None else args))
     except SystemExit as end:
         if isinstance(end.code, int | None):
-            distributed.leave(end.code or 0)
+            distributed.exit_process(end.code or 0)
         raise
-    distributed.leave(0)
+    distributed.exit_process(0)
 
 
 def _run(words: list[str]) -> None:

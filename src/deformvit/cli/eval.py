@@ -57,7 +57,7 @@ def evaluate(
         raise UserError(
             f"scales must be positive, window and window_stride not negative, got {scales}, {window}, {window_stride}"
         )
-    with distributed.processes():
+    with distributed.process_group():
         place = pick_device(device)
         network, info = systems.load(model)
         network.to(place)

@@ -36,7 +36,7 @@ def train(config: Recipe) -> None:
 
         dry_run.show(_task(config, imagined=True), config)
         return
-    with distributed.processes():
+    with distributed.process_group():
         metrics = loop.fit(_task(config), config)
         if distributed.rank() == 0:
             print_values([(name, f"{value:.4g}") for name, value in metrics.items()])
