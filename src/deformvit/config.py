@@ -30,9 +30,9 @@ class LoaderConfig:
     """Images and how they are loaded: what every task has."""
 
     root: str = "sample"
-    """A folder with train/ and val/ by class, a folder of train*.parquet and val*.parquet (or test*) files in the
-    Hugging Face datasets' image format, a folder or URL of WebDataset's tar shards, or `sample` for the embedded
-    Fashion-MNIST."""
+    """A folder with train/ and val/ by class, a folder of class folders (see holdout), a folder of train*.parquet and
+    val*.parquet (or test*) files in the Hugging Face datasets' image format, a folder or URL of WebDataset's tar
+    shards, or `sample` for the embedded Fashion-MNIST."""
     batch_size: int = 128
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
     workers: int = 1
@@ -59,6 +59,10 @@ class DataConfig(LoaderConfig):
     """Evaluation resizes the shorter side, or both (the released code; it distorts) before the centre crop."""
     crop_pct: float = 0.875
     """Evaluation crops img_size from img_size / crop_pct."""
+    holdout: float = 0.1
+    """Share of each class that is held out for validation where an image folder has no validation split; 0 for none."""
+    holdout_seed: int = 0
+    """Which images are held out. Not run.seed, so that runs of other seeds are measured on the same images."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from deformvit.data.images import IMAGE_SUFFIXES, Transform, decode
 from deformvit.data.shards import ParquetShards, TarShards, has_tar, open_tar
-from deformvit.errors import DataError, UnreadableImage
+from deformvit.errors import DataError, UnreadableImage, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,33 +112,103 @@ def load_file(path: str) -> Image.Image:
 
 
 def _is_image(path: str) -> bool:
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether a file is taken for an image; hidden ones, such as macOS's ``._1.jpg``, are not."""
+    name = Path(path).name
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class FolderImages(ImageFolder):
-    """torchvision's image folder, with errors that name the file."""
+    """torchvision's image folder without hidden files and folders, with errors that name the file.
+
+    Args:
+        root: a folder with a folder for each class.
+        transform: applied to the decoded RGB image.
+    """
+
+    samples: list[tuple[str, int]]
+    """Path and label of every image."""
+    held_out = 0
+    """Images of the folder that are held out for validation; 0 where it has a validation split."""
 
     def __init__(self, root: Path, transform: Transform | None = None) -> None:
         try:
             super().__init__(str(root), transform=transform, loader=load_file, is_valid_file=_is_image)
-        except (FileNotFoundError, OSError) as error:
+        except OSError as error:
             raise DataError(f"{root}: not a folder of class folders with images ({error})") from error
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """Names of the class folders and their labels, in alphabetical order."""
+        classes = [folder.name for folder in _class_folders(Path(directory))]
+        if not classes:
+            raise FileNotFoundError("it holds no folders")
+        return classes, {name: label for label, name in enumerate(classes)}
+
+    def keep(self, split: str, holdout: float, seed: int) -> None:
+        """Leave one of the two parts of the folder: "val", the images that are held out, or "train", the others.
+
+        Images of each class are ranked by a hash of the seed and their path within the folder, so the parts depend
+        neither on the order of listing nor on where the folder is, nor on what other classes hold.
+
+        Args:
+            split: "train" or "val".
+            holdout: share of each class that is held out, above 0 and below 1. At least one image of a class stays
+                in training, and at least one of two or more is held out.
+            seed: chooses the images.
+
+        Raises:
+            DataError: no class has two images.
+        """
+        by_class: dict[int, list[str]] = {}
+        for path, label in self.samples:
+            by_class.setdefault(label, []).append(path)
+        held: set[str] = set()
+        for paths in by_class.values():
+            count = min(max(round(holdout * len(paths)), 1), len(paths) - 1)
+            held.update(sorted(paths, key=lambda path: self._rank(path, seed))[:count])
+        if not held:
+            raise DataError(f"{self.root}: no class has two images, so none can be held out for validation")
+        self.held_out = len(held)
+        self.samples = self.imgs = [sample for sample in self.samples if (sample[0] in held) == (split == "val")]
+        self.targets = [label for _, label in self.samples]
+
+    def _rank(self, path: str, seed: int) -> bytes:
+        name = Path(path).relative_to(self.root).as_posix()
+        return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+
+
+def _class_folders(root: Path) -> list[Path]:
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(folders, key=lambda folder: folder.name)
 
 
 Images = ParquetImages | ParquetShards | TarShards | FolderImages
 
 
-def open_split(root: str, split: str, transform: Transform | None = None, cache: Path = CACHE) -> Images:
+def open_split(
+    root: str,
+    split: str,
+    transform: Transform | None = None,
+    cache: Path = CACHE,
+    holdout: float = 0.0,
+    seed: int = 0,
+) -> Images:
     """The images of a split ("train" or "val"), with ``classes``.
 
     Args:
         root: ``"sample"``, a parquet file with a column ``split``, a folder of parquet files or WebDataset's tar shards
-            named after their split, the URL of such shards, or a folder with a folder per split.
+            named after their split, the URL of such shards, a folder with a folder per split, or a folder of class
+            folders, whose images are for training.
         cache: where shards from a URL are kept.
+        holdout: share of each class that is validation and not training, where an image folder has no validation
+            split. Both splits must be opened with the same ``holdout`` and ``seed``, see :meth:`FolderImages.keep`.
+        seed: chooses the images that are held out.
 
     Raises:
         DataError: nothing there, with what was looked for.
+        UserError: ``holdout`` is not at least 0 and below 1.
     """
+    if not 0 <= holdout < 1:
+        raise UserError(f"holdout must be at least 0 and below 1, got {holdout}")
     if root.startswith(("http://", "https://")):
         fetched = open_tar(root, split, SPLITS[split], transform, cache)
         assert fetched is not None  # a URL has shards or raises
@@ -145,27 +216,55 @@ def open_split(root: str, split: str, transform: Transform | None = None, cache:
     path = SAMPLES / "fashion_mnist.parquet" if root == "sample" else Path(root)
     if not path.exists():
         raise DataError(f"data.root {root!r}: no such file or folder")
-    images: Images | None = None
+    images: Images | None
     if path.is_file():
         images = ParquetImages([path], split, transform)
     elif has_tar(path):
         images = open_tar(str(path), split, SPLITS[split], transform, cache)
     else:
-        for name in SPLITS[split]:
-            files = [f for folder in (path, path / "data") for f in sorted(folder.glob("*.parquet")) if _names(f, name)]
-            files = files or sorted((path / name).glob("*.parquet"))
-            if files:
-                images = open_parquet(files, split, transform)
-            elif (path / name).is_dir():
-                images = FolderImages(path / name, transform)
-            if images is not None:
-                break
+        images = _open_folder(path, split, transform, holdout, seed)
     if images is None:
         looked = ", ".join(f"{name}/, {name}*.parquet or {name}*.tar" for name in SPLITS[split])
-        raise DataError(f"{path}: no {split} images; looked for {looked}")
+        hint = "; of class folders, holdout can hold out a share" if split == "val" and holdout == 0 else ""
+        raise DataError(f"{path}: no {split} images; looked for {looked}{hint}")
     if len(images) == 0:
         raise DataError(f"{path}: the {split} split is empty")
     return images
+
+
+def _open_folder(
+    path: Path, split: str, transform: Transform | None, holdout: float, seed: int
+) -> ParquetImages | ParquetShards | FolderImages | None:
+    """A split of a folder, or None if it has none."""
+    training, validation = _find(path, "train"), _find(path, "val")
+    if isinstance(training, Path) and validation is None and holdout > 0:
+        images = FolderImages(training, transform)
+        images.keep(split, holdout, seed)
+        return images
+    found = training if split == "train" else validation
+    if isinstance(found, list):
+        return open_parquet(found, split, transform)
+    return FolderImages(found, transform) if found else None
+
+
+def _find(path: Path, split: str) -> list[Path] | Path | None:
+    """Parquet files of a split, or the folder with its class folders."""
+    for name in SPLITS[split]:
+        files = [f for folder in (path, path / "data") for f in sorted(folder.glob("*.parquet")) if _names(f, name)]
+        files = files or sorted((path / name).glob("*.parquet"))
+        if files:
+            return files
+        if (path / name).is_dir():
+            return path / name
+    return path if split == "train" and _has_classes(path) else None
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether a folder has class folders rather than folders of splits."""
+    folders = _class_folders(path)
+    if {folder.name.lower() for folder in folders} & {name for names in SPLITS.values() for name in names}:
+        return False
+    return any(_is_image(str(file)) for folder in folders for file in folder.rglob("*"))
 
 
 def _names(file: Path, split: str) -> bool:
