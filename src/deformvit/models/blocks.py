@@ -1,11 +1,11 @@
-"""What a stage is made of: StageSpec, Block, Stage. The model that stacks them is in deformvit.models.network."""
+"""Blocks and stages of the network in deformvit.models.network, and their configuration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from timm.models._manipulate import checkpoint
@@ -19,7 +19,7 @@ from deformvit.layers import (
     ReductionAttention,
     WindowAttention,
 )
-from deformvit.layers.common import ConvMlp, in_pieces, token_by_token
+from deformvit.layers.common import ConvMlp, check_choice, in_pieces, token_by_token
 from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
 from deformvit.layers.neighborhood import SmallMap
 from deformvit.ops.grid import Convention
@@ -30,7 +30,7 @@ Shifting = Literal["dat", "swin"]
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage of the pyramid: its blocks by name, and what they need. Units and defaults as in the layers."""
+    """One stage: names of its blocks and their arguments, as explained in :class:`~deformvit.models.network.DAT`."""
 
     blocks: tuple[BlockName, ...]
     dim: int
@@ -53,18 +53,21 @@ class StageSpec:
     layer_scale: float | None
 
     def __post_init__(self) -> None:
-        unknown = [b for b in self.blocks if b not in get_args(BlockName)]
-        if unknown:
-            raise ValueError(f"unknown block {unknown[0]!r}; expected one of {', '.join(get_args(BlockName))}")
+        for name in self.blocks:
+            check_choice("block", name, BlockName)
 
 
 def stage_specs(depths: Sequence[int], blocks: Sequence[str | Sequence[str]], **values: Any) -> list[StageSpec]:
-    """Stages from parallel per-stage values, each either one value for all stages or a sequence of one per stage.
+    """Stage configurations from per-stage values.
 
-    ``blocks`` is one pattern per stage, repeated over its depth: ``"window deformable"`` at depth 6 is three pairs.
+    Args:
+        depths: number of blocks of each stage.
+        blocks: for each stage a pattern of block names, repeated over its depth: ``"window deformable"`` (or a sequence
+            of names) at depth 6 is three pairs.
+        values: the other fields of :class:`StageSpec`, each as one value for all stages or a sequence of one for each.
 
     Raises:
-        ValueError: a sequence of another length, or a pattern that does not fill its stage.
+        ValueError: a sequence of another length, an unknown block, or a pattern that does not fill its stage.
     """
     stages = len(depths)
     columns: dict[str, Sequence[Any]] = {}
@@ -76,18 +79,17 @@ def stage_specs(depths: Sequence[int], blocks: Sequence[str | Sequence[str]], **
     specs = []
     for i, depth in enumerate(depths):
         pattern = blocks[i]
-        words = pattern.split() if isinstance(pattern, str) else list(pattern)
-        if not words or depth < 1 or depth % len(words):
+        names: list[Any] = pattern.split() if isinstance(pattern, str) else list(pattern)
+        if not names or depth < 1 or depth % len(names):
             raise ValueError(f"stage {i + 1}: blocks {pattern!r} do not repeat evenly to depth {depth}")
-        specs.append(
-            StageSpec(blocks=tuple(words * (depth // len(words))), **{n: c[i] for n, c in columns.items()})  # type: ignore[arg-type]
-        )
+        arguments = {name: column[i] for name, column in columns.items()}
+        specs.append(StageSpec(blocks=tuple(names * (depth // len(names))), **arguments))
     return specs
 
 
 @dataclass(frozen=True)
-class Common:
-    """What all blocks of a model share."""
+class BlockArgs:
+    """Arguments that the blocks of all stages share, as explained in :class:`~deformvit.models.network.DAT`."""
 
     convention: Convention
     shifting: Shifting
@@ -97,15 +99,18 @@ class Common:
     proj_drop: float
 
 
-def _attention(name: BlockName, spec: StageSpec, table_size: tuple[int, int], common: Common) -> nn.Module:
-    drops: dict[str, Any] = {"attn_drop": common.attn_drop, "proj_drop": common.proj_drop}
+def _attention(name: BlockName, spec: StageSpec, args: BlockArgs, table_size: tuple[int, int]) -> nn.Module:
+    """The attention layer of a block; ``table_size`` is the map size that position tables are learned for."""
+    drops: dict[str, Any] = {"attn_drop": args.attn_drop, "proj_drop": args.proj_drop}
     if name in ("window", "shifted"):
+        swin = args.shifting == "swin"
         # The released code rounds half a window up, Swin down.
-        half = spec.window_size // 2 if common.shifting == "swin" else math.ceil(spec.window_size / 2)
-        shift = half if name == "shifted" else 0
-        return WindowAttention(spec.dim, spec.num_heads, spec.window_size, shift, common.shifting == "swin", **drops)
+        half = spec.window_size // 2 if swin else math.ceil(spec.window_size / 2)
+        return WindowAttention(
+            spec.dim, spec.num_heads, spec.window_size, half if name == "shifted" else 0, swin, **drops
+        )
     if name == "neighborhood":
-        return NeighborhoodAttention(spec.dim, spec.num_heads, spec.neighborhood_size, common.small_map, **drops)
+        return NeighborhoodAttention(spec.dim, spec.num_heads, spec.neighborhood_size, args.small_map, **drops)
     if name == "reduction":
         return ReductionAttention(spec.dim, spec.num_heads, spec.reduction, **drops)
     if name == "deformable_detr":
@@ -123,19 +128,19 @@ def _attention(name: BlockName, spec: StageSpec, table_size: tuple[int, int], co
         sampling=spec.sampling,
         position=spec.position,
         table_size=table_size,
-        convention=common.convention,
+        convention=args.convention,
         **drops,
     )
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a LayerNorm and around a residual connection (equation 2).
+    """Attention and MLP, each after a LayerNorm and inside a residual connection (equation 2).
 
-    DAT++ can add a depthwise 3 x 3 convolution of the input to it first (local perception unit), and scale the channels
-    of either branch (layer scale).
+    DAT++ adds a depthwise 3 x 3 convolution in a residual connection before them (local perception unit), and can scale
+    the channels of both branches (layer scale).
     """
 
-    def __init__(self, attn: nn.Module, spec: StageSpec, common: Common, drop_path: float) -> None:
+    def __init__(self, attn: nn.Module, spec: StageSpec, args: BlockArgs, drop_path: float) -> None:
         super().__init__()
         dim, scale = spec.dim, spec.layer_scale
         self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if spec.local_perception else None
@@ -143,7 +148,7 @@ class Block(nn.Module):
         self.attn = attn
         self.scale1 = LayerScale2d(dim, scale) if scale is not None else nn.Identity()
         self.norm2 = LayerNorm2d(dim, eps=1e-5)
-        self.mlp = Mlp(dim, common.expansion, spec.conv_mlp, common.proj_drop)
+        self.mlp = Mlp(dim, args.expansion, spec.conv_mlp, args.proj_drop)
         self.scale2 = LayerScale2d(dim, scale) if scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -161,20 +166,20 @@ class Block(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution, LayerNorm and MLP around one residual connection (ConvNeXt; block X of released DAT++).
+    """Depthwise convolution, LayerNorm and MLP inside one residual connection (ConvNeXt; block X of released DAT++).
 
-    The kernel is the stage's window size.
+    The kernel size is the stage's ``window_size``.
     """
 
-    def __init__(self, spec: StageSpec, common: Common, drop_path: float) -> None:
+    def __init__(self, spec: StageSpec, args: BlockArgs, drop_path: float) -> None:
         super().__init__()
         dim, kernel = spec.dim, spec.window_size
         if kernel % 2 == 0:
-            raise ValueError(f"conv blocks need an odd window_size, which is their kernel, got {kernel}")
+            raise ValueError(f"conv blocks need an odd window_size, which is their kernel size, got {kernel}")
         self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if spec.local_perception else None
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = LayerNorm2d(dim, eps=1e-5)
-        self.mlp = Mlp(dim, common.expansion, spec.conv_mlp, common.proj_drop)
+        self.mlp = Mlp(dim, args.expansion, spec.conv_mlp, args.proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,19 +190,19 @@ class ConvBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling (or nothing) and the blocks of one :class:`StageSpec`."""
+    """Downsampling (or the identity) and the blocks of one :class:`StageSpec`."""
 
     def __init__(
-        self, spec: StageSpec, downsample: nn.Module, table_size: tuple[int, int], drop_path: Sequence[float],
-        common: Common,
+        self, spec: StageSpec, args: BlockArgs, downsample: nn.Module, table_size: tuple[int, int],
+        drop_path: Sequence[float],
     ) -> None:  # fmt: skip
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.ModuleList(
-            ConvBlock(spec, common, rate)
+            ConvBlock(spec, args, rate)
             if name == "conv"
-            else Block(_attention(name, spec, table_size, common), spec, common, rate)
+            else Block(_attention(name, spec, args, table_size), spec, args, rate)
             for name, rate in zip(spec.blocks, drop_path, strict=True)
         )
 

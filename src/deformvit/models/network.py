@@ -5,7 +5,7 @@ CVPR 2022, https://arxiv.org/abs/2201.00520, and "DAT++: Spatially Dynamic Visio
 Attention", https://arxiv.org/abs/2309.01430. Original code: https://github.com/LeapLabTHU/DAT (Apache-2.0). This is an
 independent implementation that loads the released checkpoints exactly (deformvit.models.released.weights).
 
-What a stage is made of is in deformvit.models.blocks, the registered models are in deformvit.models.dat.
+The blocks of a stage are in deformvit.models.blocks, the registered models in deformvit.models.dat.
 """
 
 from __future__ import annotations
@@ -29,31 +29,53 @@ from deformvit.layers import (
 from deformvit.layers.common import ConvMlp, check_choice
 from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
 from deformvit.layers.neighborhood import SmallMap
-from deformvit.models.blocks import Common, Shifting, Stage, stage_specs
+from deformvit.models.blocks import BlockArgs, Shifting, Stage, stage_specs
 from deformvit.ops.grid import Convention
 
 Embed = Literal["patch", "conv", "stacked", "deformable"]
 Downsample = Literal["patch", "conv", "merging", "deformable"]
 T = TypeVar("T")
-PerStage: TypeAlias = "T | Sequence[T]"
+PerStage: TypeAlias = T | Sequence[T]
 """One value for all stages, or one for each."""
 
 
 def _stem(embed: Embed, in_chans: int, dim: int, stride: int, kernel: int | None) -> nn.Module:
+    """The patch embedding: (B, in_chans, H, W) -> (B, dim, H / stride, W / stride)."""
     if embed == "stacked":
         return ConvStem(in_chans, dim, stride)
     if embed == "deformable":
         return DeformablePatchEmbed(in_chans, dim, stride)
-    overlapping = (kernel or 2 * stride - 1) if embed == "conv" else stride
-    return PatchEmbed(in_chans, dim, stride, overlapping, bias=True)
+    kernel_size = (kernel or 2 * stride - 1) if embed == "conv" else stride
+    return PatchEmbed(in_chans, dim, stride, kernel_size, bias=True)
 
 
 def _downsample(kind: Downsample, in_chans: int, dim: int, dense: bool) -> nn.Module:
+    """The layer between two stages: it halves the map, or with ``dense`` keeps its size."""
     if kind in ("patch", "conv"):
         return PatchEmbed(in_chans, dim, 2, 3 if kind == "conv" else 2, bias=False, dense=dense)
     if dense:
         raise ValueError(f"output_stride below 32 needs downsample 'patch' or 'conv', got {kind!r}")
     return PatchMerging(in_chans, dim) if kind == "merging" else DeformablePatchEmbed(in_chans, dim, 2)
+
+
+def _strides(patch_size: int, stages: int, output_stride: int | None) -> list[int]:
+    """Pixels of the image for one of each stage's map, at most ``output_stride``."""
+    strides = [patch_size * 2**i for i in range(stages)]
+    if output_stride is None:
+        return strides
+    if output_stride not in strides[1:]:
+        raise ValueError(f"output_stride must be one of {strides[1:]}, got {output_stride}")
+    return [min(stride, output_stride) for stride in strides]
+
+
+def _map_sizes(img_size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(H, W) of every stage's map; every downsampling rounds up."""
+    height, width = (-(-side // strides[0]) for side in img_size)
+    sizes = []
+    for previous, stride in zip((strides[0], *strides), strides, strict=False):
+        height, width = (-(-side // (stride // previous)) for side in (height, width))
+        sizes.append((height, width))
+    return sizes
 
 
 class DAT(nn.Module):
@@ -67,48 +89,52 @@ class DAT(nn.Module):
         in_chans: image channels.
         num_classes: classes; 0 for no classifier.
         global_pool: timm's name of the pooling before the classifier; "" for none.
-        output_stride: pixels of the image for each of the last map: 32, or 16 or 8 for denser maps in dense prediction
-            (the last downsampling convolutions then move by one pixel; weights stay the same); with patches of 4.
-        patch_size: stride of the patch embedding.
+        output_stride: stride of the last stage's map: 32, or 16 or 8 for dense prediction, where the last downsampling
+            convolutions have stride 1 and the same weights (these values are for ``patch_size=4``).
+        patch_size: stride of the patch embedding, and of the first stage's map.
         depths: blocks of each stage.
         dims: channels of each stage.
         num_heads: attention heads of each stage.
-        blocks: pattern of block names of each stage, see :func:`~deformvit.models.blocks.stage_specs`: "window",
+        blocks: pattern of block names for each stage, see :func:`~deformvit.models.blocks.stage_specs`: "window",
             "shifted", "neighborhood", "deformable", "reduction" (PVT), "deformable_detr" (Table 8), "conv" (depthwise).
-        window_size: * side of attention windows, kernel of "conv" blocks.
+        window_size: * side of attention windows; kernel size of "conv" blocks.
         neighborhood_size: * side of neighbourhoods.
         groups: * offset groups G.
         stride: * r, queries per deformed key along an axis.
-        reduction: * reduction of keys in "reduction" blocks (PVT's: 8, 4, 2, 1).
+        reduction: * factor by which "reduction" blocks reduce keys along an axis (PVT's: 8, 4, 2, 1).
         points: * sampled points of each query in "deformable_detr" blocks.
-        offset_kernel: * kernel of the offset network.
+        offset_kernel: * kernel size of the offset network.
         offset_padding: * its padding, see :class:`~deformvit.layers.DeformedPoints`.
         offset_range: * s; 0 turns offsets off (Fig. 4).
-        bound: * what bounds positions, see :class:`~deformvit.layers.DeformedPoints`.
+        bound: * how positions are bounded, see :class:`~deformvit.layers.DeformedPoints`.
         offsets: * False for attention to the undeformed grid (Table 6).
         sampling: * "bilinear", or "pooled" for averaged keys (released DAT++ with offsets off).
-        position: * of deformable blocks: "relative", "log_cpb", "fixed", "dwconv" or "none" (Table 6).
+        position: * position bias of deformable blocks: "relative", "log_cpb", "fixed", "dwconv" or "none" (Table 6).
         convention: coordinates of deformable blocks, see :mod:`deformvit.ops.grid`.
-        shifting: of "shifted" blocks: "dat" by half a window rounded up, "swin" rounded down, and not at all where one
-            window covers the map.
-        small_map: what "neighborhood" blocks do on maps smaller than a neighbourhood, see
+        shifting: shift of "shifted" blocks: "dat" for half a window rounded up, "swin" for half a window rounded down
+            and none where one window covers the map.
+        small_map: attention of "neighborhood" blocks on maps smaller than a neighbourhood, see
             :class:`~deformvit.layers.NeighborhoodAttention`.
-        embed: "patch" for patches side by side; "conv" for overlapping kernels of 2 * stride - 1, the released 7 x 7
-            stride 4 and 3 x 3 stride 2 (Table 9); "stacked" for two 3 x 3 convolutions (DAT++); "deformable" for DPT's
-            patches of predicted place and size.
-        downsample: between stages: "patch", "conv", "merging" (Swin's) or "deformable"; by default what fits ``embed``.
-        stem_kernel: another kernel for the overlapping patch embedding.
+        embed: patch embedding: "patch" for patches that do not overlap; "conv" for a convolution with kernel size
+            2 * stride - 1, the released 7 x 7 stride 4 and 3 x 3 stride 2 (Table 9); "stacked" for two 3 x 3
+            convolutions (DAT++); "deformable" for patches of predicted position and size (DPT).
+        downsample: between stages: "patch", "conv", "merging" (Swin's) or "deformable"; by default as ``embed``, and
+            "conv" for "stacked".
+        stem_kernel: kernel size of ``embed="conv"``, if not 2 * stride - 1.
         conv_mlp: * the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
         local_perception: * a depthwise 3 x 3 convolution before every block (DAT++).
-        layer_scale: * start of the scale of each branch's channels; None for no scales.
+        layer_scale: * initial value of each branch's layer scale; None for no layer scale.
         expansion: hidden channels of MLPs as a multiple of their channels.
-        stem_dim: channels of the patch embedding if not ``dims[0]``; a 1 x 1 convolution then leads to stage 1.
-        output_norms: a LayerNorm for every stage's map, as detection and segmentation read them (section 3.3);
+        stem_dim: channels of the patch embedding, if not ``dims[0]``; a 1 x 1 convolution then projects to ``dims[0]``.
+        output_norms: a LayerNorm for every stage's map, for detection and segmentation (section 3.3).
             :meth:`forward_intermediates` and ``features_only`` then return normalised maps, and there is no final norm.
         drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout after projections and in MLPs.
-        attn_drop_rate: dropout on attention weights.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        proj_drop_rate: dropout after the output projections of attention layers and after both layers of MLPs.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block; rates rise linearly from 0 at the first.
+
+    Raises:
+        ValueError: arguments of another length than ``depths``, unknown choices, or values that contradict one another.
     """
 
     def __init__(
@@ -154,12 +180,15 @@ class DAT(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.arguments: dict[str, Any] = arguments
+        """As given here, defaults included."""
         check_choice("embed", embed, Embed)
         check_choice("shifting", shifting, Shifting)
-        fitting: dict[str, Downsample] = {"patch": "patch", "deformable": "deformable"}
-        between: Downsample = fitting.get(embed, "conv") if downsample is None else downsample
-        check_choice("downsample", between, Downsample)
+        if downsample is None:
+            downsample = embed if embed in ("patch", "deformable") else "conv"
+        check_choice("downsample", downsample, Downsample)
         self.stage_specs = stage_specs(
             depths, blocks, dim=dims, num_heads=num_heads, window_size=window_size,
             neighborhood_size=neighborhood_size, groups=groups, stride=stride, reduction=reduction, points=points,
@@ -167,7 +196,7 @@ class DAT(nn.Module):
             offsets=offsets, sampling=sampling, position=position, conv_mlp=conv_mlp,
             local_perception=local_perception, layer_scale=layer_scale,
         )  # fmt: skip
-        common = Common(convention, shifting, small_map, expansion, attn_drop_rate, proj_drop_rate)
+        block_args = BlockArgs(convention, shifting, small_map, expansion, attn_drop_rate, proj_drop_rate)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -175,47 +204,51 @@ class DAT(nn.Module):
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.patch_size = patch_size
         self.embed = embed
-        self.downsample = between
+        self.downsample: Downsample = downsample
         self.strides = _strides(patch_size, len(depths), output_stride)
 
         self.stem = _stem(embed, in_chans, stem_dim or dims[0], patch_size, stem_kernel)
-        total = sum(depths)
-        rates = iter([drop_path_rate * i / max(total - 1, 1) for i in range(total)])
-        previous = stem_dim or dims[0]
-        sizes = self._table_sizes()
+        depth = sum(depths)
+        drop_path_rates = iter([drop_path_rate * i / max(depth - 1, 1) for i in range(depth)])
+        table_sizes = self._table_sizes()
+        in_dim = stem_dim or dims[0]
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
         for i, spec in enumerate(self.stage_specs):
-            down: nn.Module = nn.Identity()
+            layer: nn.Module = nn.Identity()
             if i > 0:
-                down = _downsample(between, previous, spec.dim, dense=self.strides[i] == self.strides[i - 1])
-            elif previous != spec.dim:
-                down = nn.Conv2d(previous, spec.dim, 1)
-            self.stages.append(Stage(spec, down, sizes[i], [next(rates) for _ in spec.blocks], common))
+                layer = _downsample(downsample, in_dim, spec.dim, dense=self.strides[i] == self.strides[i - 1])
+            elif in_dim != spec.dim:
+                layer = nn.Conv2d(in_dim, spec.dim, 1)
+            rates = [next(drop_path_rates) for _ in spec.blocks]
+            self.stages.append(Stage(spec, block_args, layer, table_sizes[i], rates))
             self.feature_info.append({"num_chs": spec.dim, "reduction": self.strides[i], "module": f"stages.{i}"})
-            previous = spec.dim
+            in_dim = spec.dim
         self.output_norms = nn.ModuleList(LayerNorm2d(dim, eps=1e-5) for dim in dims) if output_norms else None
         self.norm: nn.Module = nn.Identity() if output_norms else LayerNorm2d(dims[-1], eps=1e-5)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
     def map_sizes(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(H, W) of every stage's map for images of that size."""
+        """(H, W) of every stage's map for images of that height and width."""
         return _map_sizes(img_size, self.strides)
 
     def _table_sizes(self) -> list[tuple[int, int]]:
-        """Map sizes that tables are learned for: those of the usual strides, so that weights fit any output stride."""
+        """Map sizes that position tables are learned for, the same at every ``output_stride``, so that weights fit."""
         return _map_sizes(self.img_size, _strides(self.patch_size, len(self.strides), None))
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, window_size: PerStage[int] | None = None
     ) -> None:
-        """Change the nominal image size: position tables are interpolated to it, bicubically.
+        """Change the nominal image size; position tables are interpolated bicubically.
 
-        Not needed to run at another size; it is what the authors do before fine-tuning at 384 (DAT-B, windows of 12).
+        Not needed to run at another size. The authors do this before fine-tuning at 384 (DAT-B, windows of 12).
 
         Args:
-            img_size: new nominal height and width.
-            window_size: new side of attention windows, for all stages or one for each; as it is by default.
+            img_size: new nominal height and width; unchanged by default.
+            window_size: new side of attention windows, for all stages or one for each; unchanged by default.
+
+        Raises:
+            ValueError: a size below 1, or another number of window sizes than stages.
         """
         if img_size is not None:
             self.img_size = to_2tuple(img_size)
@@ -235,7 +268,7 @@ class DAT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, dims[-1], H', W') normalised features of the last stage."""
-        # Channels last, LayerNorm and linear layers read the map without a copy.
+        # In channels-last memory format, LayerNorm and linear layers read the map without a copy.
         x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.norm(x) if self.output_norms is None else self.output_norms[-1](x)
 
@@ -256,10 +289,15 @@ class DAT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of the chosen stages (all by default), and the final features unless ``intermediates_only``.
+        """Feature maps of chosen stages, and the final features unless ``intermediates_only``.
 
-        Args: as in timm; ``indices`` counts stages, ``norm`` applies the final norm to the last stage's map. With
-            ``output_norms`` every map is normalised by its own.
+        Args:
+            x: (B, in_chans, H, W) images.
+            indices: stages counted from 0, or the number of last stages; all by default.
+            norm: apply the final norm to the last stage's map. With ``output_norms`` every map has its own norm.
+            stop_early: compute no stage after the last chosen one.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: return the list of maps alone.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
@@ -271,12 +309,12 @@ class DAT(nn.Module):
                 return maps if intermediates_only else (x, maps)
             x = stage(x)
             if i in take:
-                taken = x
+                features = x
                 if self.output_norms is not None:
-                    taken = self.output_norms[i](x)
+                    features = self.output_norms[i](x)
                 elif norm and i == len(self.stages) - 1:
-                    taken = self.norm(x)
-                maps.append(taken.permute(0, 2, 3, 1) if output_fmt == "NHWC" else taken)
+                    features = self.norm(x)
+                maps.append(features.permute(0, 2, 3, 1) if output_fmt == "NHWC" else features)
         if intermediates_only:
             return maps
         return (self.norm(x) if self.output_norms is None else self.output_norms[-1](x)), maps
@@ -284,29 +322,29 @@ class DAT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last of ``indices``, and the final norm and classifier that then have no input."""
+        """Remove the stages after the last of ``indices``, with the final norm and classifier; returns the indices."""
         take, last = feature_take_indices(len(self.stages), indices)
-        ends = last < len(self.stages) - 1
+        pruned = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if self.output_norms is not None:
             for i in range(len(self.output_norms)):
                 if i not in take:
                     self.output_norms[i] = nn.Identity()
-        if prune_norm or ends:
+        if prune_norm or pruned:
             self.norm = nn.Identity()
-        if prune_head or ends:
+        if prune_head or pruned:
             self.reset_classifier(0, "")
         return take
 
     def stage_geometry(self) -> dict[str, tuple[int, float]]:
-        """Of every stage's map, by module name: pixels between neighbours, and where the first one's centre lies.
+        """Stride and centre of the first pixel of every stage's map, in image pixels on either axis, by module name.
 
-        Patches lie side by side and their centres in the middle; overlapping kernels are centred on every n-th pixel.
+        The centre of a patch is its middle; overlapping kernels are centred on every n-th pixel.
         """
         first = self.patch_size / 2 if self.embed in ("patch", "deformable") else 0.5
         geometry = {}
         for i, stride in enumerate(self.strides):
-            if i > 0 and self.downsample != "conv":  # 2 x 2 side by side, or (dense) all pairs of neighbours
+            if i > 0 and self.downsample != "conv":  # an even kernel, centred between two pixels
                 first += self.strides[i - 1] / 2
             geometry[f"stages.{i}"] = (stride, first)
         return geometry
@@ -316,7 +354,7 @@ class DAT(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; 0 classes removes it."""
+        """Replace the classifier by a new one, or remove it (0 classes)."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
@@ -327,7 +365,7 @@ class DAT(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(("bias_table", ".gamma"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's description of layer groups, for layer-wise learning rate decay."""
+        """Patterns of layer groups in timm's format, for layer-wise learning rate decay."""
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
         blocks = [
@@ -341,21 +379,3 @@ class DAT(nn.Module):
         """Recompute blocks in backward instead of storing their activations."""
         for stage in self.stages.children():
             stage.grad_checkpointing = enable  # type: ignore[assignment]
-
-
-def _strides(patch_size: int, stages: int, output_stride: int | None) -> list[int]:
-    strides = [patch_size * 2**i for i in range(stages)]
-    if output_stride is None:
-        return strides
-    if output_stride not in strides[1:]:
-        raise ValueError(f"output_stride must be one of {strides[1:]}, got {output_stride}")
-    return [min(stride, output_stride) for stride in strides]
-
-
-def _map_sizes(img_size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    height, width = (-(-side // strides[0]) for side in img_size)
-    sizes = []
-    for previous, stride in zip((strides[0], *strides), strides, strict=False):
-        height, width = (-(-side // (stride // previous)) for side in (height, width))
-        sizes.append((height, width))
-    return sizes
