@@ -182,4 +182,4 @@ def test_points_inside_a_feature_extractor_keep_their_place():
     with record(model) as trace, torch.inference_mode():
         model(torch.randn(1, 3, 64, 96))
     assert trace.deformable[0].name == "model.stages.0.blocks.1.attn"
-    assert (trace.deformable[0].stride, trace.deformable[0].first) == (4, 0.5)
+    assert (trace.deformable[0].stride, trace.deformable[0].origin) == (4, 0.5)

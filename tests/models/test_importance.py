@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deformvit import DeformableAttention, load_model, record
-from deformvit.models import importance
 from deformvit.models.importance import key_importance
+from deformvit.models.trace import LayerRecord
 from deformvit.ops import grid
 
 
@@ -76,10 +76,16 @@ def test_what_is_read_is_followed():
     torch.testing.assert_close(chosen[0].scores[0], expected, atol=1e-6, rtol=1e-4)
 
 
-def test_queries_are_taken_in_parts(layers, monkeypatch):
-    whole = key_importance(layers)
-    monkeypatch.setattr(importance, "BUDGET", 1000)
-    for one, other in zip(whole, key_importance(layers), strict=True):
+def test_queries_in_chunks_give_the_same_scores(layers, monkeypatch):
+    at_once = key_importance(layers)
+    chunks = []
+    attend = LayerRecord.attend
+    monkeypatch.setattr(
+        LayerRecord, "attend", lambda layer, queries, image: chunks.append(queries) or attend(layer, queries, image)
+    )
+    chunked = key_importance(layers, max_weights=1000)
+    assert len(chunks) > len(layers)
+    for one, other in zip(at_once, chunked, strict=True):
         torch.testing.assert_close(one.scores, other.scores)
 
 

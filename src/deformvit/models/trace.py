@@ -1,9 +1,9 @@
-"""Record where a model looks in a forward pass, without changing what it computes."""
+"""Record the inputs and deformed points of attention layers in a forward pass, without changing its results."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,32 +18,32 @@ from deformvit.ops import grid
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One attention layer in one forward pass; positions are (y, x), normalised to [-1, 1]."""
+    """One attention layer in one forward pass; positions are (y, x), normalised to [-1, 1] on the layer's map."""
 
     name: str
     """Path of the layer in the model, e.g. ``stages.2.blocks.1.attn``."""
     layer: nn.Module
     x: Tensor
-    """(B, C, H, W) what the layer was given."""
+    """(B, C, H, W) input of the layer."""
     reference: Tensor | None = None
     """Deformable layers: (H_G, W_G, 2) reference points."""
     deformed: Tensor | None = None
     """Deformable layers: (B, G, H_G, W_G, 2) deformed points."""
     stride: int = 0
-    """Pixels of the image between neighbours on the map; 0 if unknown, then the map's cells divide the image evenly."""
-    first: float = 0.0
-    """Where in the image the centre of the map's first pixel lies, on either axis."""
+    """Image pixels between neighbours on the map; 0 if unknown, then the map's cells divide the image evenly."""
+    origin: float = 0.0
+    """Centre of the map's first pixel, in image pixels on either axis; not used where ``stride`` is 0."""
 
     @property
     def kind(self) -> str:
-        """Name of the attention, as in a model's ``blocks``: "deformable", "window", "shifted", "neighborhood", ..."""
+        """Name of the block, as in a model's ``blocks``: "deformable", "window", "shifted", "neighborhood", ..."""
         return kind(self.layer)
 
     @property
     def label(self) -> str:
-        """The layer's path in words, if it is one of our models'."""
-        found = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", self.name)
-        return f"stage {int(found[1]) + 1}, block {int(found[2]) + 1}" if found else self.name
+        """Stage and block of the layer, counted from 1, or its path in networks other than :class:`DAT`."""
+        match = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", self.name)
+        return f"stage {int(match[1]) + 1}, block {int(match[2]) + 1}" if match else self.name
 
     @property
     def feature_hw(self) -> tuple[int, int]:
@@ -57,13 +57,13 @@ class LayerRecord:
 
     @property
     def key_sets(self) -> list[int]:
-        """For every head the number of the set of keys that it sees: its group, or 0 where all heads see the same."""
+        """For every head the index of its set of keys: its group, or 0 in layers whose heads all have the same keys."""
         if isinstance(self.layer, DeformableAttention):
             return [head // (self.num_heads // self.layer.groups) for head in range(self.num_heads)]
         return list(range(self.num_heads)) if self.kind == "deformable_detr" else [0] * self.num_heads
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """Reference and deformed points.
+        """(H_G, W_G, 2) reference points and (B, G, H_G, W_G, 2) deformed points.
 
         Raises:
             ValueError: the layer has no points.
@@ -73,40 +73,46 @@ class LayerRecord:
         return self.reference, self.deformed
 
     def pixels(self, positions: Tensor, image_hw: tuple[int, int]) -> Tensor:
-        """(..., 2) positions -> (y, x) pixels of the image, the top left corner being (0, 0)."""
+        """(..., 2) positions -> (y, x) in image pixels, where (0, 0) is the top left corner of the image."""
         return self.index_pixels(grid.to_index(positions, self.feature_hw), image_hw)
 
     def index_pixels(self, index: Tensor, image_hw: tuple[int, int]) -> Tensor:
-        """(..., 2) fractional (row, column) of the layer's map -> (y, x) pixels of the image."""
+        """(..., 2) fractional (row, column) on the layer's map -> (y, x) in image pixels."""
         if self.stride:
-            return index * self.stride + self.first
-        return (index + 0.5) * self._cell(index, image_hw)
+            return index * self.stride + self.origin
+        return (index + 0.5) * self._cell_size(index, image_hw)
 
     def query_at(self, pixel: tuple[float, float], image_hw: tuple[int, int]) -> int:
-        """The query nearest to (y, x) in pixels of the image, counted row by row of the map."""
-        place = torch.tensor(pixel, dtype=torch.float64)
-        index = (place - self.first) / self.stride if self.stride else place / self._cell(place, image_hw) - 0.5
+        """Index, row by row, of the query nearest to (y, x) in image pixels."""
+        yx = torch.tensor(pixel, dtype=torch.float64)
+        index = (yx - self.origin) / self.stride if self.stride else yx / self._cell_size(yx, image_hw) - 0.5
         height, width = self.feature_hw
         row, column = (min(max(round(float(v)), 0), n - 1) for v, n in zip(index, (height, width), strict=True))
         return row * width + column
 
     def attend(self, queries: Tensor | list[int], image: int = 0) -> Attended:
-        """What chosen queries (counted row by row) of an image of the batch attend to; computed now, from ``x``."""
-        chosen = torch.as_tensor(queries, dtype=torch.long, device=self.x.device)
-        one = slice(image, image + 1)
-        with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
-            return attended(self.layer, self.x[one], chosen, None if self.deformed is None else self.deformed[one])
+        """Keys and attention weights of chosen queries, computed from ``x``.
 
-    def _cell(self, like: Tensor, image_hw: tuple[int, int]) -> Tensor:
+        Args:
+            queries: indices of queries, row by row.
+            image: index in the batch.
+        """
+        chosen = torch.as_tensor(queries, dtype=torch.long, device=self.x.device)
+        x = self.x[image : image + 1]
+        deformed = None if self.deformed is None else self.deformed[image : image + 1]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return attended(self.layer, x, chosen, deformed)
+
+    def _cell_size(self, like: Tensor, image_hw: tuple[int, int]) -> Tensor:
         return like.new_tensor([side / n for side, n in zip(image_hw, self.feature_hw, strict=True)])
 
 
 @dataclass
 class Trace:
-    """What :func:`record` saw, layer after layer."""
+    """The attention layers that :func:`record` recorded, in the order of the forward pass."""
 
     layers: list[LayerRecord] = field(default_factory=list)
-    """All attention layers that :mod:`deformvit.layers.attended` knows."""
+    """Of all kinds that :mod:`deformvit.layers.attended` supports."""
 
     @property
     def deformable(self) -> list[LayerRecord]:
@@ -116,42 +122,40 @@ class Trace:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Trace]:
-    """Record the attention layers of ``model``, also of a model inside another, while the context is open.
+    """Record the attention layers of a model, or of a model inside ``model``, while the context is open.
 
-    Forward hooks copy the input of every layer, and the points as they pass; attention weights are computed from them
-    when asked for (:meth:`LayerRecord.attend`). Outside the context there are no hooks, so nothing is paid.
+    Forward hooks copy the inputs and deformed points of layers; attention weights are computed from them on request
+    (:meth:`LayerRecord.attend`). The hooks are removed when the context closes.
     """
     trace = Trace()
     handles = []
     geometry = {
-        f"{path}.{stage}".lstrip("."): place
+        f"{path}.{stage}.".lstrip("."): stride_and_origin
         for path, module in model.named_modules()
         if isinstance(module, DAT)
-        for stage, place in module.stage_geometry().items()
+        for stage, stride_and_origin in module.stage_geometry().items()
     }
-    seen: dict[nn.Module, Tensor] = {}
+    deformed_points: dict[nn.Module, Tensor] = {}  # of layers whose forward pass has not ended
 
-    def watch(name: str, layer: nn.Module) -> None:
-        stride, first = next((g for stage, g in geometry.items() if name.startswith(f"{stage}.")), (0, 0.0))
+    def record_points(module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        deformed_points[module] = output.detach().clone()
 
-        def passed(module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
-            x, reference, deformed = inputs[0].detach().clone(), None, None
-            if isinstance(module, DeformableAttention):
-                deformed = seen.pop(module.points)
-                size = inputs[0].shape[2:]
-                reference = module.points.reference(*size, device=deformed.device, dtype=deformed.dtype)
-            trace.layers.append(LayerRecord(name, module, x, reference, deformed, stride, first))
+    def record_layer(name: str, module: nn.Module, x: Tensor) -> None:
+        stride, origin = next((g for stage, g in geometry.items() if name.startswith(stage)), (0, 0.0))
+        reference, deformed = None, None
+        if isinstance(module, DeformableAttention):
+            deformed = deformed_points.pop(module.points)
+            reference = module.points.reference(*x.shape[2:], device=deformed.device, dtype=deformed.dtype)
+        trace.layers.append(LayerRecord(name, module, x.detach().clone(), reference, deformed, stride, origin))
 
-        handles.append(layer.register_forward_hook(passed))
-
-    def points(module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
-        seen[module] = output.detach().clone()
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        return lambda module, inputs, _output: record_layer(name, module, inputs[0])
 
     for name, module in model.named_modules():
         if isinstance(module, LAYERS):
-            watch(name, module)
+            handles.append(module.register_forward_hook(hook(name)))
         if isinstance(module, DeformedPoints):
-            handles.append(module.register_forward_hook(points))
+            handles.append(module.register_forward_hook(record_points))
     try:
         yield trace
     finally:
@@ -161,20 +165,20 @@ def record(model: nn.Module) -> Iterator[Trace]:
 
 @contextmanager
 def scale_offsets(model: nn.Module, factor: float) -> Iterator[None]:
-    """Move the deformed points of all layers to ``factor`` times their offset while the context is open.
+    """Multiply the offsets of all deformed points by ``factor`` while the context is open.
 
-    With ``bound="range"``, as in all models of the first paper, that is the offset range ``factor * s``: 0 leaves keys
+    With ``bound="range"``, as in all models of the first paper, the offset range becomes ``factor * s``: 0 leaves keys
     on the reference grid, 1 changes nothing.
     """
 
-    def move(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    def scale(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         assert isinstance(module, DeformedPoints)
         reference = module.reference(*inputs[0].shape[2:], device=output.device, dtype=output.dtype)
         return reference + factor * (output - reference)
 
     layers = [module for module in model.modules() if isinstance(module, DeformedPoints)]
-    # Before what records, so that this is what is recorded, whichever context is opened first.
-    handles = [] if factor == 1 else [layer.register_forward_hook(move, prepend=True) for layer in layers]
+    # Before the hooks of record, which then record the scaled points, whichever context is opened first.
+    handles = [] if factor == 1 else [layer.register_forward_hook(scale, prepend=True) for layer in layers]
     try:
         yield
     finally:
