@@ -17,10 +17,9 @@ import timm
 import torch
 from starlette.testclient import TestClient
 
+from deformvit import ClassifierDescription, save_model
 from deformvit.data.classification import SAMPLES
 from deformvit.explore.server import Session, application
-from deformvit.models import files
-from deformvit.models.files import ModelInfo
 
 
 def seconds(client: TestClient, path: str) -> float:
@@ -37,8 +36,9 @@ def main() -> None:
     name = parser.parse_args().model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        files.save(path, timm.create_model(name), ModelInfo(name, classes=[str(i) for i in range(1000)]))
-        session = Session([str(path)], torch.device("cpu"))
+        classes = [str(i) for i in range(1000)]
+        save_model(path, timm.create_model(name), ClassifierDescription(name=name, classes=classes))
+        session = Session([str(path)], "cpu")
     client = TestClient(application(session))
     image = session.open(SAMPLES / "cat.jpg", "cat.jpg")
     view = f"/api/view?image={image}&model=0"

@@ -13,29 +13,28 @@ import sys
 
 import torch
 
-from deformvit import load_model, record
-from deformvit.data import eval_transform, open_split
+from deformvit import load, record
+from deformvit.data import open_split
 from deformvit.ops import grid
 
 
 def main(model_file: str) -> None:
-    model, info = load_model(model_file)
-    images = open_split("sample", "val", eval_transform(info.img_size, 1.0, info.resize, info.mean, info.std))
+    predictor = load(model_file, device="cpu")
+    images = open_split("sample", "val", predictor.view)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500].tolist()
     batch = torch.stack([images[i][0] for i in order])
-    mean, std = (torch.tensor(v)[:, None, None] for v in (info.mean, info.std))
-    garment = ((batch * std + mean).mean(1, keepdim=True) > 0.1).float()
-    with torch.inference_mode(), record(model) as trace:
-        model(batch)
+    hw = batch.shape[-2], batch.shape[-1]
+    garment = (batch.mean(1, keepdim=True) > 0.1).float()
+    with torch.inference_mode(), record(predictor.model) as trace:
+        predictor.model(predictor.normalise(batch))
 
     def share(pixels: torch.Tensor) -> float:  # (B, points, 2) -> percent on the garment, outside counted as off it
-        positions = (pixels - 0.5) / (info.img_size - 1) * 2 - 1
+        positions = (pixels - 0.5) / (hw[0] - 1) * 2 - 1
         return 100 * grid.sample(garment, positions[:, None]).round().mean().item()
 
     print("| layer | reference | deformed | deformed for another image | mean offset (pixels) |")
     print("|---|---|---|---|---|")
     for layer in trace.deformable:
-        hw = info.img_size, info.img_size
         start, moved = layer.points()
         deformed = layer.pixels(moved, hw).flatten(1, 3)
         reference = layer.pixels(start.expand_as(moved), hw).flatten(1, 3)

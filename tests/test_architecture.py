@@ -20,15 +20,17 @@ MAY_IMPORT = {
     "config": LEAVES,
     "ops": LEAVES | {"ops"},
     "layers": LEAVES | {"ops", "layers"},
-    "models": LEAVES | {"ops", "layers", "models"},
+    "models": LEAVES | {"config", "ops", "layers", "models"},
     "data": LEAVES | {"config", "data"},
     "engine": LEAVES | {"config", "engine"},
     "recipes": LEAVES | {"config", "recipes"},
     "metrics": LEAVES | {"data"},
     "systems": LEAVES | {"config", "models", "systems"},
     "tasks": LEAVES | {"config", "data", "metrics", "models", "systems", "tasks"},
+    "inference": LEAVES | {"data", "models", "results", "systems"},
+    "results": {"drawing", "models"},
     "figures": LEAVES | {"ops", "layers", "models", "figures"},
-    "explore": LEAVES | {"data", "drawing", "figures", "layers", "models", "systems", "explore"},
+    "explore": LEAVES | {"explore", "inference", "layers", "models", "results"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},
     "paper": LEAVES | {"config", "engine", "figures", "ops", "paper", "recipes", "systems", "tasks"},
 }
@@ -62,6 +64,39 @@ def test_imports_go_one_way():
         wrong = imports(path) - MAY_IMPORT[room]
         assert not wrong, f"{path} imports {', '.join(sorted(wrong))}"
     assert seen == set(MAY_IMPORT)
+
+
+def _modules_imported(path: Path, known: set[str]) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+def test_no_two_files_import_each_other():
+    """Directly or through others, also where an import waits inside a function."""
+    files = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in ROOT.rglob("*.py")
+    }
+    imported = {name: _modules_imported(path, set(files)) for name, path in files.items()}
+    # A package's __init__ imports what is inside it, and reading a file inside reads the __init__ first: no circle.
+    edges = {
+        name: {to for to in tos if not f"{name}.".startswith(f"{to}.") and to != name} for name, tos in imported.items()
+    }
+    edges = {name: {to for to in tos if not to.startswith(f"{name}.")} for name, tos in edges.items()}
+    for start in files:
+        reached, todo = set(), list(edges[start])
+        while todo:
+            name = todo.pop()
+            if name not in reached:
+                reached.add(name)
+                todo += edges[name]
+        assert start not in reached, f"{start} imports itself through others"
 
 
 def test_coordinates_live_in_one_module():

@@ -257,7 +257,7 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
     ("args", "message"),
     [
         (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
-        (["predict", "sample", "--top", "0"], "top and batch_size must be at least 1, got 0"),
+        (["predict", "sample", "--top", "0"], "top must be at least 1, got 0"),
         (["eval", "--data", "sample", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
         (["eval", "--data", "sample", "--batch-size", "0"], "batch_size must be at least 1"),
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),

@@ -4,10 +4,11 @@ Importing registers the models with timm: ``timm.create_model("dat_tiny")``.
 """
 
 from deformvit.errors import UserError
+from deformvit.inference import Predictor, load
 from deformvit.layers import DeformableAttention, NeighborhoodAttention
 from deformvit.models import DAT
-from deformvit.models.files import load as load_model
-from deformvit.models.files import save as save_model
+from deformvit.models.descriptions import ClassifierDescription, DetectorDescription, SegmenterDescription
+from deformvit.models.files import load_model, save_model
 from deformvit.models.hub import push_to_hub, save_for_hub
 from deformvit.models.released.config import model_from_released
 from deformvit.models.released.weights import convert_released, load_released
@@ -17,11 +18,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DAT",
+    "ClassifierDescription",
     "DeformableAttention",
+    "DetectorDescription",
     "NeighborhoodAttention",
+    "Predictor",
+    "SegmenterDescription",
     "UserError",
     "__version__",
     "convert_released",
+    "load",
     "load_model",
     "load_released",
     "model_from_released",

@@ -22,6 +22,31 @@ def palette(count: int) -> list[tuple[int, int, int]]:
     return colours
 
 
+def classes(image: Image.Image, found: Sequence[tuple[str, float]]) -> Image.Image:
+    """The image, enlarged if it is small, with a bar for each class beside it.
+
+    Args:
+        image: RGB.
+        found: names of classes and their probabilities, from 0 to 1.
+    """
+    times = max(1, round(224 / min(image.size)))
+    picture = image.resize((times * image.width, times * image.height), Image.Resampling.LANCZOS)
+    side = max(12, min(picture.size) // 16)
+    font = ImageFont.load_default(size=side)
+    lines = [(f"{name} {100 * score:.1f} %", score) for name, score in found]
+    longest = max((font.getlength(text) for text, _ in lines), default=0)
+    column, step = round(max(longest, 8 * side) + 2 * side), round(2.2 * side)
+    whole = Image.new("RGB", (picture.width + column, max(picture.height, step * len(lines) + side)), "white")
+    whole.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for row, ((text, score), colour) in enumerate(zip(lines, palette(len(lines)), strict=True)):
+        left, top = picture.width + side, side // 2 + row * step
+        draw.text((left, top), text, fill="black", font=font)
+        bottom = top + round(1.3 * side)
+        draw.rectangle([left, bottom, left + (column - 2 * side) * score, bottom + side // 3], fill=colour)
+    return whole
+
+
 def detections(
     image: Tensor, prediction: dict[str, Tensor], classes: Sequence[str], *, threshold: float = 0.5, names: bool = True
 ) -> Image.Image:

@@ -6,8 +6,7 @@ import pytest
 import timm
 import torch
 
-from deformvit.models import files
-from deformvit.models.files import ModelInfo
+from deformvit import ClassifierDescription, save_model
 
 ARGS = {"dims": [16, 32, 64, 64], "num_heads": [1, 2, 4, 4], "groups": [1, 1, 2, 2], "depths": [2, 2, 2, 2]}
 
@@ -24,6 +23,6 @@ def small_model(tmp_path_factory):
             if name.endswith("bias_table"):
                 parameter.normal_(std=0.5)
     path = tmp_path_factory.mktemp("explore") / "small.safetensors"
-    info = ModelInfo("dat_tiny", args=ARGS, classes=["ant", "bee", "cow", "<b>dog</b>", "eel", "fox"])
-    files.save(path, model, info)
+    classes = ["ant", "bee", "cow", "<b>dog</b>", "eel", "fox"]
+    save_model(path, model, ClassifierDescription(name="dat_tiny", args=ARGS, classes=classes))
     return path

@@ -10,7 +10,6 @@ import time
 import urllib.request
 
 import pytest
-import torch
 import uvicorn
 from pictures_made import photo
 from PIL import Image
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium t
 
 @pytest.fixture(scope="module")
 def address(small_model):
-    session = Session([str(small_model), "dat_nano.cifar10"], torch.device("cpu"))
+    session = Session([str(small_model), "dat_nano.cifar10"], "cpu")
     session.open(photo(240, 320), "first.jpg")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(application(session, ["127.0.0.1"]), log_level="error"))
@@ -265,7 +264,7 @@ def test_the_page_as_one_file(page, small_model, tmp_path):
     target = tmp_path / "page.html"
     picture = tmp_path / "photo.jpg"
     picture.write_bytes(photo(224, 224))
-    write_page(target, [(str(picture), picture)] * 2, [str(small_model), "dat_nano.cifar10"], torch.device("cpu"))
+    write_page(target, [(str(picture), picture)] * 2, [str(small_model), "dat_nano.cifar10"], "cpu")
     page.context.set_offline(True)
     ready(page, target.as_uri())
     click(page, 0.4, 0.4)
@@ -283,7 +282,7 @@ def test_the_page_as_one_file(page, small_model, tmp_path):
 
 
 def test_without_a_server_the_page_says_so(page, small_model):
-    session = Session([str(small_model)], torch.device("cpu"))
+    session = Session([str(small_model)], "cpu")
     session.open(photo(24, 32), "first.jpg")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(application(session), log_level="error"))

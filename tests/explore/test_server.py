@@ -16,17 +16,17 @@ from pictures_made import photo
 from PIL import Image
 from starlette.testclient import TestClient
 
-from deformvit import load_model, record
+from deformvit import load, record
 from deformvit.explore import look
-from deformvit.explore.look import prepare
 from deformvit.explore.page import document, write_page
 from deformvit.explore.server import IMAGES, Session, application
+from deformvit.inference import to_image
 from deformvit.models.trace import scale_offsets
 
 
 @pytest.fixture(scope="module")
 def session(small_model):
-    return Session([str(small_model)], torch.device("cpu"))
+    return Session([str(small_model)], "cpu")
 
 
 @pytest.fixture
@@ -42,8 +42,9 @@ def test_a_view_says_what_the_model_does(client, small_model):
     content = photo(300, 400)
     number = opened(client, content).json()["id"]
     view = client.get("/api/view", params={"image": number, "model": 0}).json()
-    model, info = load_model(str(small_model))
-    x = prepare(content, info)[None]
+    predictor = load(small_model, device="cpu")
+    model, info = predictor.model, predictor.description
+    x = predictor.transform(to_image(content))[None]
     with torch.inference_mode(), record(model) as trace:
         chances = model(x).softmax(-1)[0]
     best = int(chances.argmax())
@@ -61,9 +62,9 @@ def test_a_view_says_what_the_model_does(client, small_model):
 def test_an_answer_is_the_attention_of_the_query(client, small_model):
     content = photo(240, 320)
     number = opened(client, content).json()["id"]
-    model, info = load_model(str(small_model))
-    with torch.inference_mode(), record(model) as trace:
-        model(prepare(content, info)[None])
+    predictor = load(small_model, device="cpu")
+    with torch.inference_mode(), record(predictor.model) as trace:
+        predictor.model(predictor.transform(to_image(content))[None])
     where = 5  # stage 3's deformable layer
     layer = trace.layers[where]
     answer = client.get("/api/attention", params={"image": number, "model": 0, "layer": where, "query": 17}).json()
@@ -112,10 +113,9 @@ def test_one_pixel(client):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 9000), (9000, 2)])
 def test_a_line_of_pixels(small_model, height, width):
-    _, info = load_model(str(small_model))
-    pixels = prepare(photo(height, width, "PNG"), info)
-    assert pixels.shape == (3, 224, 224)
-    colours = (pixels * torch.tensor(info.std)[:, None, None] + torch.tensor(info.mean)[:, None, None]).mean((1, 2))
+    view = load(small_model, device="cpu").view(to_image(photo(height, width, "PNG")))
+    assert view.shape == (3, 224, 224)
+    colours = view.mean((1, 2))
     assert abs(colours[1 if width > height else 0] - 0.5) < 0.02  # the middle of what runs along the line
 
 
@@ -185,7 +185,7 @@ def test_memory_is_bounded(small_model, monkeypatch):
     from deformvit.explore import server
 
     monkeypatch.setattr(server, "MEMORY", 1)
-    session = Session([str(small_model)], torch.device("cpu"))
+    session = Session([str(small_model)], "cpu")
     number = session.open(photo(30, 40), "a.jpg")
     for i in range(8):
         session.look(number, 0, i / 10)
@@ -213,11 +213,11 @@ def test_twenty_clicks_a_second(client):
 
 
 def test_a_model_is_left_as_it_was(small_model):
-    model, info = load_model(str(small_model))
-    x = prepare(photo(50, 70), info)[None]
+    predictor = load(small_model, device="cpu")
+    model, x = predictor.model, predictor.transform(to_image(photo(50, 70)))[None]
     with torch.inference_mode():
         before = model(x)
-        look(model, info, photo(50, 70), scale=0.3)
+        look(predictor, photo(50, 70), scale=0.3)
         assert torch.equal(model(x), before)
         with scale_offsets(model, 1.0):
             assert torch.equal(model(x), before)
@@ -240,7 +240,7 @@ def test_a_file_holds_what_the_server_says(client, small_model, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("text")
     inputs = [(str(path), path) for path in (tmp_path / "photo.jpg", broken)]
-    failed = write_page(tmp_path / "page.html", inputs, [str(small_model)], torch.device("cpu"))
+    failed = write_page(tmp_path / "page.html", inputs, [str(small_model)], "cpu")
     assert len(failed) == 1
     assert "broken.png" in failed[0]
     html = (tmp_path / "page.html").read_text()

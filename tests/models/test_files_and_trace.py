@@ -9,9 +9,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from deformvit import DeformableAttention, figures, load_model, record, save_model
+from deformvit import ClassifierDescription, DeformableAttention, figures, load_model, record, save_model
 from deformvit.models import files
-from deformvit.models.files import ModelFileError, ModelInfo
+from deformvit.models.files import ModelFileError
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -24,12 +24,14 @@ def model():
 @pytest.fixture
 def saved(model, tmp_path):
     path = tmp_path / "nano.safetensors"
-    save_model(path, model, ModelInfo("dat_nano", classes=CLASSES, img_size=32, metrics={"top1": 50.0}))
+    save_model(
+        path, model, ClassifierDescription(name="dat_nano", classes=CLASSES, img_size=32, metrics={"top1": 50.0})
+    )
     return path
 
 
 def test_round_trip(model, saved):
-    loaded, info = load_model(str(saved))
+    loaded, info = load_model(saved)
     assert (info.classes, info.img_size, info.metrics) == (CLASSES, 32, {"top1": 50.0})
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), model(x))
@@ -38,7 +40,7 @@ def test_round_trip(model, saved):
 
 def test_half_precision_is_stored_and_loads_as_float32(model, tmp_path):
     path = tmp_path / "half.safetensors"
-    save_model(path, model, ModelInfo("dat_nano", classes=CLASSES), torch.float16)
+    save_model(path, model, ClassifierDescription(name="dat_nano", classes=CLASSES), torch.float16)
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
     loaded, _ = load_model(str(path))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -53,7 +55,7 @@ def test_failed_write_keeps_the_old_file(model, saved, monkeypatch):
 
     monkeypatch.setattr(files, "save_file", half_written)
     with pytest.raises(OSError, match="No space left"):
-        save_model(saved, model, ModelInfo("dat_nano", classes=CLASSES))
+        save_model(saved, model, ClassifierDescription(name="dat_nano", classes=CLASSES))
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 

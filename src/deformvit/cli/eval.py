@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deformvit.cli.inputs import DEFAULT_MODEL, need_classes, print_values
-from deformvit.config import SegmentationDataConfig
+from deformvit.cli.inputs import DEFAULT_MODEL, print_values
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
-    from deformvit.models.files import ModelInfo
-    from deformvit.systems import Detector, Segmenter
-    from deformvit.tasks.loading import Evaluated
+    from deformvit.inference import ClassificationPredictor, DetectionPredictor, SegmentationPredictor
 
 
 def evaluate(
@@ -37,7 +34,7 @@ def evaluate(
 
     Args:
         data: a folder, parquet files or `sample`, as in training.
-        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        model: a model file, a run's folder, a folder of the Hugging Face hub, or a name such as dat_nano.cifar10.
         batch_size: classifiers: images per step.
         workers: loader processes.
         device: a torch device; auto takes the GPU if there is one.
@@ -48,8 +45,8 @@ def evaluate(
         window_stride: segmentation: its step; two thirds of the window by default.
         results: detectors: write the detections to this file, in COCO's format.
     """
-    from deformvit import distributed, systems
-    from deformvit.devices import pick_device
+    from deformvit import distributed
+    from deformvit.inference import load
 
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
@@ -58,28 +55,23 @@ def evaluate(
             f"scales must be positive, window and window_stride not negative, got {scales}, {window}, {window_stride}"
         )
     with distributed.process_group():
-        place = pick_device(device)
-        network, info = systems.load(model)
-        network.to(place)
+        predictor: Any = load(model, device=device)
         shown = sys.stderr.isatty()
-        if isinstance(network, systems.Detector):
-            found = _detector(network, info, data, place, workers, results, shown)
-        elif isinstance(network, systems.Segmenter):
-            settings = SegmentationDataConfig(
-                root=data, workers=workers, scale=network.scale, ignore_label=network.ignore_label,
-                reduce_zero_label=bool(info.system["inputs"]["reduce_zero_label"]), eval_scales=scales, eval_flip=flip,
-                window=window, window_stride=window_stride,
-            )  # fmt: skip
-            found = _segmenter(network, info, settings, place, shown)
+        if predictor.task == "detection":
+            found = _detector(predictor, data, workers, results, shown)
+        elif predictor.task == "segmentation":
+            options = {"eval_scales": scales, "eval_flip": flip, "window": window, "window_stride": window_stride}
+            found = _segmenter(predictor, data, workers, options, shown)
         else:
-            found = _classifier(network, info, model, data, place, batch_size, workers, resize, shown)
+            found = _classifier(predictor, data, batch_size, workers, resize, shown)
         if distributed.rank() == 0:
             print_values(found)
 
 
-def _detector(
-    network: Detector, info: ModelInfo, data: str, place: Any, workers: int, results: Path | None, shown: bool
-) -> list[tuple[str, str]]:
+Rows = list[tuple[str, str]]
+
+
+def _detector(predictor: DetectionPredictor, data: str, workers: int, results: Path | None, shown: bool) -> Rows:
     import json
 
     from deformvit import distributed
@@ -87,53 +79,42 @@ def _detector(
     from deformvit.storage import write_atomically
     from deformvit.tasks import detection, loading
 
-    images = detection.open_evaluation(data, network.has_masks, info.classes)
+    images = detection.open_evaluation(data, predictor.model.has_masks, predictor.classes)
     if distributed.rank() == 0:
         for problem in images.problems:
             print(f"deformvit: {problem}", file=sys.stderr)
     batches = loading.Evaluated(images, coco.collate, 1, workers)
-    metrics, found = detection.evaluate(network, batches, place, shown)
+    metrics, found = detection.evaluate(predictor.model, batches, predictor.device, shown)
     if results is not None and distributed.rank() == 0:
         write_atomically(results, lambda path: path.write_text(json.dumps(found)))
-    return [("images", _count(batches)), *((name, f"{value:.2f}") for name, value in metrics.items())]
+    return [("images", batches.measured()), *((name, f"{value:.2f}") for name, value in metrics.items())]
 
 
-def _segmenter(
-    network: Segmenter, info: ModelInfo, settings: SegmentationDataConfig, place: Any, shown: bool
-) -> list[tuple[str, str]]:
+def _segmenter(predictor: SegmentationPredictor, data: str, workers: int, options: dict[str, Any], shown: bool) -> Rows:
     from torch.utils.data import default_collate
 
+    from deformvit.config import SegmentationDataConfig
     from deformvit.tasks import loading, segmentation
 
-    images = segmentation.open_evaluation(settings, info.classes)
-    batches = loading.Evaluated(images, default_collate, 1, settings.workers)
-    metrics = segmentation.evaluate(network, batches, settings, place, shown, info.classes)
-    return [("images", _count(batches)), *((name, f"{value:.2f}") for name, value in metrics.items())]
+    told = predictor.description
+    settings = SegmentationDataConfig(
+        root=data, workers=workers, scale=told.scale, ignore_label=told.ignore_label,
+        reduce_zero_label=told.reduce_zero_label, **options,
+    )  # fmt: skip
+    images = segmentation.open_evaluation(settings, predictor.classes)
+    batches = loading.Evaluated(images, default_collate, 1, workers)
+    metrics = segmentation.evaluate(predictor.model, batches, settings, predictor.device, shown, predictor.classes)
+    return [("images", batches.measured()), *((name, f"{value:.2f}") for name, value in metrics.items())]
 
 
 def _classifier(
-    network: Any, info: ModelInfo, model: str, data: str, place: Any, batch_size: int, workers: int, resize: str,
-    shown: bool,
-) -> list[tuple[str, str]]:  # fmt: skip
+    predictor: ClassificationPredictor, data: str, batch_size: int, workers: int, resize: str, shown: bool
+) -> Rows:
     from torch.utils.data import default_collate
 
-    from deformvit.data import DataError, eval_transform, open_split
     from deformvit.tasks import classification, loading
 
-    need_classes(model, info)
-    transform = eval_transform(info.img_size, info.crop_pct, resize or info.resize, info.mean, info.std)
-    images = open_split(data, "val", transform)
-    numbered = info.classes == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
-    if list(images.classes) != list(info.classes) and not numbered:
-        raise DataError(
-            f"{data} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {model} knows "
-            f"{', '.join(info.classes[:5])}, ... ({len(info.classes)})"
-        )
+    images = classification.open_evaluation(data, predictor.description, predictor.name, resize)
     batches = loading.Evaluated(images, default_collate, batch_size, workers)
-    metrics = classification.evaluate(network, batches, place, shown)
-    return [("images", _count(batches)), *((name, f"{value:.4g}") for name, value in metrics.items())]
-
-
-def _count(batches: Evaluated[Any]) -> str:
-    """How many images were measured."""
-    return str(len(batches.images) - len(batches.left_out()))
+    metrics = classification.evaluate(predictor.model, batches, predictor.device, shown)
+    return [("images", batches.measured()), *((name, f"{value:.4g}") for name, value in metrics.items())]

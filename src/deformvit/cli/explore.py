@@ -28,7 +28,7 @@ def explore(
 
     Args:
         images: images that the page offers to begin with, named as for `deformvit figure`.
-        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        model: a model file, a run's folder, a folder of the Hugging Face hub, or a name such as dat_nano.cifar10.
         compare: more models.
         host: address to listen at. Anyone who reaches another than the default's can use the page.
         port: to listen at; 0 takes a free one.
@@ -36,10 +36,9 @@ def explore(
         threshold: detectors: score from which objects count.
         device: a torch device; auto takes the GPU if there is one.
     """
-    from deformvit.devices import pick_device
     from deformvit.explore.server import serve
 
     serve(
-        sources(images), [model, *compare], pick_device(device), host=host, port=port, browser=open,
+        sources(images), [model, *compare], device, host=host, port=port, browser=open,
         threshold=threshold,
     )  # fmt: skip

@@ -11,12 +11,10 @@ from deformvit.cli.inputs import DEFAULT_MODEL, names_for, report, sources
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
-    from torch import nn
 
     from deformvit.explore import Look
-    from deformvit.models.files import ModelInfo
+    from deformvit.inference import Predictor
     from deformvit.models.trace import LayerRecord
 
 Kind = Literal["points", "keys", "objects", "query", "offsets", "curves"]
@@ -50,7 +48,7 @@ def figure(
             point (Fig. 7); `offsets`: offset fields as colours, with statistics; `curves`: training logs of runs.
         images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
             `sample` for test images of the embedded Fashion-MNIST. For `curves`: folders of runs.
-        model: a file that `train` or `convert` wrote, or a name such as dat_nano.cifar10.
+        model: a model file, a run's folder, a folder of the Hugging Face hub, or a name such as dat_nano.cifar10.
         compare: `query` and --html: another model to show beside it.
         output: folder to write to.
         layers: which deformable layers to draw, counted from 1; all by default. In a model without any, its attention
@@ -68,9 +66,8 @@ def figure(
         threshold: detectors: score from which objects are drawn.
         device: a torch device; auto takes the GPU if there is one.
     """
-    from deformvit import systems
-    from deformvit.devices import pick_device
     from deformvit.explore import look
+    from deformvit.inference import load
 
     if dpi < 1 or (width is not None and width <= 0):
         raise UserError(f"dpi and width must be positive, got {dpi} and {width}")
@@ -84,23 +81,21 @@ def figure(
             raise UserError("html shows images; curves are of runs")
         _save(_curves(images), output / f"curves.{format}", width, dpi)
         return
-    inputs, place = sources(images), pick_device(device)
+    inputs, models = sources(images), [model, *([compare] if compare else [])]
     if html:
-        report(_page(kind, inputs, [model, *([compare] if compare else [])], output, place, threshold, size))
+        report(_page(kind, inputs, models, output, device, threshold, size))
         return
-    loaded = [(name, *systems.load(name)) for name in (model, *([compare] if compare else []))]
-    for _, network, _ in loaded:
-        network.to(place)
+    predictors = [load(name, device=device) for name in models]
     failed = []
     for name, (_, source) in zip(names_for([name for name, _ in inputs]), inputs, strict=True):
         try:
-            looks = [look(network, info, source, threshold=threshold, size=size) for _, network, info in loaded]
+            looks = [look(predictor, source, threshold=threshold, size=size) for predictor in predictors]
         except UserError as error:
             failed.append(str(error))
             continue
-        title = ": ".join(part for part in (name, looks[0].title) if part)
+        title = ": ".join(part for part in (name, looks[0].headline) if part)
         chosen = _chosen(looks[0], layers, model)
-        drawn = _draw(kind, looks, loaded, chosen, point, chosen_heads, count, title)
+        drawn = _draw(kind, looks, predictors, chosen, point, chosen_heads, count, title)
         _save(drawn, output / f"{name}_{kind}.{format}", width, dpi)
         if kind == "offsets":
             _print_offsets(looks[0], chosen)
@@ -127,35 +122,35 @@ def _chosen(seen: Look, layers: tuple[int, ...], model: str) -> list[LayerRecord
 
 
 def _draw(
-    kind: Kind, looks: list[Look], loaded: list[tuple[str, nn.Module, ModelInfo]], chosen: list[LayerRecord],
+    kind: Kind, looks: list[Look], predictors: list[Predictor[Any]], chosen: list[LayerRecord],
     point: tuple[float, float] | None, heads: str | list[int], count: int | None, title: str,
 ) -> Figure:  # fmt: skip
-    from deformvit import figures, systems
+    from deformvit import figures
 
-    seen = looks[0]
+    seen, names = looks[0], [predictor.name for predictor in predictors]
     many: dict[str, Any] = {} if count is None else {"count": count}
     pixel = None if point is None else (point[0] * seen.hw[0], point[1] * seen.hw[1])
     moving = [layer for layer in chosen if layer.deformed is not None]
     if kind == "points":
-        return figures.points(seen.drawn, moving, title=title)
+        return figures.points(seen.overlay, moving, title=title)
     if kind == "offsets":
-        return figures.offsets(seen.seen, moving, title=title)
+        return figures.offsets(seen.view, moving, title=title)
     if kind == "keys":
-        return figures.keys(seen.seen, moving, title=title, point=pixel, **many)
+        return figures.keys(seen.view, moving, title=title, point=pixel, **many)
     if kind == "objects":
-        if not isinstance(loaded[0][1], systems.Detector | systems.Segmenter):
-            raise UserError(f"objects is for detectors and segmentation networks, and {loaded[0][0]} is neither")
-        return figures.objects(seen.drawn, moving, title=title)
+        if predictors[0].task == "classification":
+            raise UserError(f"objects is for detectors and segmentation networks, and {names[0]} is neither")
+        return figures.objects(seen.overlay, moving, title=title)
     middle = (0.5 * seen.hw[0], 0.5 * seen.hw[1]) if pixel is None else pixel
     rows = []
     for layer in chosen:
-        line = [(_row(layer, loaded[0][0] if len(looks) > 1 else ""), layer)]
+        line = [(_row(layer, names[0] if len(looks) > 1 else ""), layer)]
         if len(looks) > 1:
             if looks[1].hw != seen.hw:
-                raise UserError(f"{loaded[0][0]} sees {seen.hw} pixels and {loaded[1][0]} {looks[1].hw}; give a size")
-            line.append((_row(beside := _counterpart(layer, looks[1]), loaded[1][0]), beside))
+                raise UserError(f"{names[0]} sees {seen.hw} pixels and {names[1]} {looks[1].hw}; give a size")
+            line.append((_row(beside := _counterpart(layer, looks[1]), names[1]), beside))
         rows.append(line)
-    return figures.query(seen.seen, rows, middle, title=title, heads=heads, **many)
+    return figures.query(seen.view, rows, middle, title=title, heads=heads, **many)
 
 
 def _row(layer: LayerRecord, model: str) -> str:
@@ -214,13 +209,13 @@ SHOWN = {
 
 
 def _page(
-    kind: Kind, inputs: list[tuple[str, Any]], models: list[str], output: Path, place: torch.device, threshold: float,
+    kind: Kind, inputs: list[tuple[str, Any]], models: list[str], output: Path, device: str, threshold: float,
     size: tuple[int, int] | None,
 ) -> list[str]:  # fmt: skip
     from deformvit.explore.page import write_page
 
     failed = write_page(
-        output / "explore.html", inputs, models, place, threshold=threshold, size=size, show=SHOWN[kind]
+        output / "explore.html", inputs, models, device, threshold=threshold, size=size, show=SHOWN[kind]
     )
     print(output / "explore.html")
     return failed

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deformvit.errors import UserError
-
-if TYPE_CHECKING:
-    from deformvit.models.files import ModelInfo
 
 DEFAULT_MODEL = "dat_nano.cifar10"
 
@@ -48,12 +45,6 @@ def sources(images: list[Path]) -> list[tuple[str, Any]]:
             split = open_split("sample", "val")
             found += [(f"sample{i}", split[i][0]) for i in range(8)]
     return found
-
-
-def need_classes(model: str, info: ModelInfo) -> None:
-    """Refuse a backbone without a classifier."""
-    if not info.classes:
-        raise UserError(f"{model} is a backbone without a classifier: it predicts no classes")
 
 
 def names_for(paths: list[str]) -> list[str]:

@@ -37,23 +37,29 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable[..., A
 
 
 def eval_transform(
-    img_size: int, crop_pct: float, resize: str, mean: Sequence[float], std: Sequence[float]
+    img_size: int,
+    crop_pct: float,
+    resize: str,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Callable[..., Any]:
-    """PIL image -> normalised (3, img_size, img_size) tensor: bicubic resize, centre crop.
+    """timm's evaluation: bicubic resize to ``img_size / crop_pct``, centre crop; PIL image -> (3, img_size, img_size).
 
     Args:
+        img_size: side of the square that the network sees, in pixels.
+        crop_pct: share of the resized image's side that the crop keeps.
         resize: "shorter" keeps the aspect ratio; "square" resizes both sides, as the released code evaluates.
+        mean, std: of the RGB channels; by default values stay RGB from 0 to 1.
     """
-    side = round(img_size / crop_pct)
-    return transforms.Compose(
-        [
-            *([_middle] if resize == "shorter" else []),
-            transforms.Resize((side, side) if resize == "square" else side, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(img_size),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
+    *steps, _normalize = create_transform(
+        img_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct,
+        crop_mode="squash" if resize == "square" else "center",
+    ).transforms  # fmt: skip
+    if resize == "shorter":
+        steps.insert(0, _middle)
+    if mean is not None and std is not None:
+        steps.append(transforms.Normalize(mean, std))
+    return transforms.Compose(steps)
 
 
 def _middle(image: Image.Image) -> Image.Image:

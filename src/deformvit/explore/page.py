@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
 
-from deformvit import systems
 from deformvit.errors import UserError
 from deformvit.explore import view as views
-from deformvit.explore.look import Look, look, upright
+from deformvit.explore.look import Look, look
 from deformvit.explore.view import Json
-from deformvit.models.files import ModelInfo, short_name
+from deformvit.inference import Predictor, load, to_image
+from deformvit.models.files import short_name
 from deformvit.models.trace import LayerRecord
 from deformvit.storage import write_atomically
 
@@ -36,7 +36,7 @@ def document(data: Json | None) -> str:
 
 
 def write_page(
-    target: Path, inputs: list[tuple[str, Any]], models: list[str], device: torch.device, *, threshold: float = 0.5,
+    target: Path, inputs: list[tuple[str, Any]], models: list[str], device: str, *, threshold: float = 0.5,
     size: tuple[int, int] | None = None, show: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """Write the page with everything about some images.
@@ -57,18 +57,15 @@ def write_page(
     Raises:
         UserError: none could be read.
     """
-    networks = [(name, *systems.load(name)) for name in models]
+    predictors = [load(name, device=device) for name in models]
     images, failed = [], []
     for name, source in inputs:
         try:
-            image = upright(source)
+            image = to_image(source, name)
         except UserError as error:
             failed.append(str(error))
             continue
-        stored = []
-        for _, network, info in networks:
-            network.to(device)
-            stored.append(_stored(network, info, image, threshold, size))
+        stored = [_stored(predictor, image, threshold, size) for predictor in predictors]
         images.append({"name": Path(name).name, "views": stored})
     if not images:
         raise UserError("; ".join(failed))
@@ -89,17 +86,17 @@ def short_names(models: list[str]) -> list[str]:
     return names
 
 
-def _stored(network: nn.Module, info: ModelInfo, image: Any, threshold: float, size: tuple[int, int] | None) -> Json:
-    seen = look(network, info, image, threshold=threshold, size=size)
+def _stored(predictor: Predictor[Any], image: Image.Image, threshold: float, size: tuple[int, int] | None) -> Json:
+    seen = look(predictor, image, threshold=threshold, size=size)
     data = views.view(seen)
-    data["picture"] = _data_url(views.picture(seen, network, info, image, size))
+    data["picture"] = _data_url(views.picture(seen, predictor, image, size))
     for described, layer in zip(data["layers"], seen.trace.layers, strict=True):
         # Local layers of a model that has deformable ones would make the file many times larger.
         shown = layer.deformed is not None or not seen.trace.deformable
         described["attention"] = _attention(layer, seen) if shown else None
     data["scaled"] = []
     for scale in SCALES if seen.trace.deformable else ():
-        other = seen if scale == 1 else look(network, info, image, threshold=threshold, size=size, scale=scale)
+        other = seen if scale == 1 else look(predictor, image, threshold=threshold, size=size, scale=scale)
         data["scaled"].append({"scale": scale, "found": views.found(other), "deformed": views.moved(other)})
     return data
 

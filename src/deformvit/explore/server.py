@@ -9,11 +9,9 @@ import threading
 import webbrowser
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
@@ -23,13 +21,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from torch import nn
 
-from deformvit import systems
 from deformvit.errors import UserError
 from deformvit.explore import page, view
-from deformvit.explore.look import Look, look, upright
-from deformvit.models.files import ModelInfo
+from deformvit.explore.look import Look, look
+from deformvit.inference import Predictor, load, to_image
 
 UPLOAD = 256 * 1024**2
 """Bytes of an image that the server takes; a photo of 50 megapixels has 20 to 150 MB."""
@@ -47,21 +43,12 @@ POLICY = (
 """What the page may load: nothing from another host."""
 
 
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    network: nn.Module
-    info: ModelInfo
-
-
 class Session:
     """Models, and the images that were opened; one computation at a time."""
 
-    def __init__(self, models: list[str], device: torch.device, threshold: float = 0.5) -> None:
-        names = page.short_names(models)
-        self.models = [_Model(name, *systems.load(source)) for name, source in zip(names, models, strict=True)]
-        for model in self.models:
-            model.network.to(device)
+    def __init__(self, models: list[str], device: str, threshold: float = 0.5) -> None:
+        self.names = page.short_names(models)
+        self.models: list[Predictor[Any]] = [load(source, device=device) for source in models]
         self.threshold = threshold
         self._images: OrderedDict[int, tuple[str, Image.Image]] = OrderedDict()
         self._looks: OrderedDict[tuple[int, int, float], Look] = OrderedDict()
@@ -74,7 +61,7 @@ class Session:
         Raises:
             UnreadableImage: it is none.
         """
-        image = upright(source, name)
+        image = to_image(source, name)
         image.thumbnail((SIDE, SIDE), reducing_gap=3.0)
         with self._lock:
             number, self._next = self._next, self._next + 1
@@ -90,7 +77,7 @@ class Session:
         with self._lock:
             return [{"id": number, "name": name} for number, (name, _) in self._images.items()]
 
-    def look(self, image: int, model: int, scale: float) -> tuple[Look, _Model, Image.Image]:
+    def look(self, image: int, model: int, scale: float) -> tuple[Look, Predictor[Any], Image.Image]:
         """An image through a model with offsets times ``scale``.
 
         Raises:
@@ -106,9 +93,7 @@ class Session:
             key = (image, model, scale)
             chosen = self.models[model]
             if key not in self._looks:
-                self._looks[key] = look(
-                    chosen.network, chosen.info, self._images[image][1], threshold=self.threshold, scale=scale, top=8
-                )
+                self._looks[key] = look(chosen, self._images[image][1], threshold=self.threshold, scale=scale, top=8)
                 while len(self._looks) > NEWEST and sum(map(_bytes, self._looks.values())) > MEMORY:
                     self._looks.popitem(last=False)
             self._looks.move_to_end(key)
@@ -116,7 +101,7 @@ class Session:
 
 
 def _bytes(seen: Look) -> int:
-    tensors = [seen.seen, seen.drawn, *(layer.x for layer in seen.trace.layers)]
+    tensors = [seen.view, seen.overlay, *(layer.x for layer in seen.trace.layers)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -133,7 +118,7 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
         return HTMLResponse(page.document(None), headers=headers)
 
     def known(_request: Request) -> Response:
-        return JSONResponse({"models": [model.name for model in session.models], "images": session.images()})
+        return JSONResponse({"models": session.names, "images": session.images()})
 
     async def upload(request: Request) -> Response:
         if request.headers.get("x-deformvit") is None:  # what a form on another page cannot send
@@ -146,7 +131,7 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
         name = request.query_params.get("name", "image")[:200]
         return JSONResponse({"id": await run_in_threadpool(session.open, bytes(body), name), "name": name})
 
-    def asked(request: Request) -> tuple[Look, _Model, Image.Image]:
+    def asked(request: Request) -> tuple[Look, Predictor[Any], Image.Image]:
         return session.look(_number(request, "image"), _number(request, "model"), _number(request, "scale", 1.0))
 
     def see(request: Request) -> Response:
@@ -155,7 +140,7 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
 
     def picture(request: Request) -> Response:
         seen, model, image = asked(request)
-        jpeg = view.picture(seen, model.network, model.info, image)
+        jpeg = view.picture(seen, model, image)
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     def attention(request: Request) -> Response:
@@ -201,7 +186,7 @@ def _number(request: Request, name: str, default: Any = None) -> Any:
 
 
 def serve(
-    inputs: list[tuple[str, Any]], models: list[str], device: torch.device, *, host: str, port: int, browser: bool,
+    inputs: list[tuple[str, Any]], models: list[str], device: str, *, host: str, port: int, browser: bool,
     threshold: float,
 ) -> None:  # fmt: skip
     """Serve until interrupted.

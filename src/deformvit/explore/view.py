@@ -7,17 +7,17 @@ An *answer* holds what one query attends to. All places are (y, x) in pixels of 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from deformvit import systems
-from deformvit.explore.look import DISPLAY, Look, display, to_picture
+from deformvit.explore.look import DISPLAY, Look, to_picture
+from deformvit.inference import Predictor
 from deformvit.layers import DeformableAttention
 from deformvit.layers.attended import Attended
-from deformvit.models.files import ModelInfo
 from deformvit.models.trace import LayerRecord
 
 Json = dict[str, Any]
@@ -31,14 +31,15 @@ def view(seen: Look) -> Json:
         "width": width,
         "found": found(seen),
         "range": _offset_range(seen),
-        "changes": seen.drawn is not seen.seen,
+        "changes": seen.overlay is not seen.view,
         "layers": [_layer(layer, seen.hw) for layer in seen.trace.layers],
     }
 
 
 def found(seen: Look) -> list[Json]:
     """Bars: what the model says of the image."""
-    return [{"name": entry.name, "value": round(entry.value, 4), "text": entry.text} for entry in seen.found]
+    findings = seen.result.findings() if seen.result else []
+    return [{"name": entry.name, "value": round(entry.value, 4), "text": entry.text} for entry in findings]
 
 
 def moved(seen: Look) -> list[list[list[list[float]]] | None]:
@@ -66,13 +67,13 @@ def answer(layer: LayerRecord, query: int, hw: tuple[int, int]) -> Json:
     }
 
 
-def picture(seen: Look, network: nn.Module, info: ModelInfo, source: Any, size: Any = None) -> bytes:
+def picture(seen: Look, predictor: Predictor[Any], image: Image.Image, size: Sequence[int] | None = None) -> bytes:
     """JPEG of what the network saw, as sharp as the image allows, with what was found on it."""
-    if isinstance(network, systems.Detector | systems.Segmenter) or size is not None:
-        shown = to_picture(seen.drawn)
-        shown.thumbnail((2 * DISPLAY, 2 * DISPLAY))
-    else:
-        shown = display(source, info, seen.hw)
+    if predictor.task == "classification" and size is None:
+        times = max(min(DISPLAY, *image.size) // min(seen.hw), 1)
+        return encode(to_picture(predictor.view(image, times=times)))
+    shown = to_picture(seen.overlay)
+    shown.thumbnail((2 * DISPLAY, 2 * DISPLAY))
     return encode(shown)
 
 

@@ -15,18 +15,17 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from deformvit.errors import UserError
+from deformvit.models.files import PACKAGED, open_model_file
 from deformvit.models.network import DAT
+from deformvit.models.released import weights as released_weights
+from deformvit.models.released.files import read_checkpoint
 
-WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of the weights that come with the package."""
 RUNTIME = {"pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "features_only",
            "out_indices", "feature_cls", "feature_cfg"}  # fmt: skip
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """What timm applies to a file before loading it: released names become ours, position tables the model's size."""
-    from deformvit.models.released import weights as released_weights
-
     return released_weights.adapt(state_dict, model)
 
 
@@ -52,9 +51,6 @@ def _with_weights(variant: str, kwargs: Mapping[str, Any]) -> Any:
 
     Released files hold configuration objects beside the weights, at which timm's own reader stops.
     """
-    from deformvit.models import files
-    from deformvit.models.released.files import read_checkpoint
-
     cfg = resolve_pretrained_cfg(
         variant,
         pretrained_cfg=kwargs.get("pretrained_cfg"),
@@ -64,7 +60,7 @@ def _with_weights(variant: str, kwargs: Mapping[str, Any]) -> Any:
         return cfg
     if cfg.file:
         path = Path(cfg.file)
-        cfg.state_dict = files.read(path)[0] if path.suffix == ".safetensors" else read_checkpoint(path)
+        cfg.state_dict = open_model_file(path).tensors() if path.suffix == ".safetensors" else read_checkpoint(path)
     elif not cfg.has_weights:
         where = cfg.origin_url or "https://github.com/LeapLabTHU/DAT"
         name = f"{variant}.{cfg.tag}" if cfg.tag else variant
@@ -112,7 +108,7 @@ default_cfgs = generate_default_cfgs(
             crop_pct=1.0,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
-            file=str(WEIGHTS / "dat_nano.cifar10.safetensors"),
+            file=str(PACKAGED / "dat_nano.cifar10.safetensors"),
             origin_url="",
         ),
     }

@@ -1,11 +1,14 @@
-"""Model files: safetensors whose header says how to build the model and prepare its images. Nothing is executed."""
+"""Model files: safetensors whose header describes the model, so that a file alone can be built, loaded and used.
+
+The header is read and checked before any tensor is (:mod:`deformvit.models.descriptions`), its shapes are compared with
+the model's before any memory is allocated for it, and nothing is executed.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +19,84 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deformvit.errors import UserError
-from deformvit.models.dat import WEIGHTS
+from deformvit.models import descriptions
+from deformvit.models.descriptions import ClassifierDescription, Description, DescriptionError
+from deformvit.models.state import compare, shapes
 from deformvit.storage import write_atomically
 
 KEY = "deformvit"
+"""The entry of a safetensors header that holds the description, as JSON."""
+LONGEST_HEADER = 16 * 2**20
+"""Characters of a description; the names of 100,000 classes are a tenth of it."""
+BEST_WEIGHTS = "best.safetensors"
+"""The weights of a run with the best evaluation."""
+HUB_WEIGHTS = "model.safetensors"
+"""The weights of a Hugging Face hub folder, whose ``config.json`` describes the model."""
+PACKAGED = Path(__file__).parent / "weights"
+"""Folder of the weights that come with the package."""
 
 
 class ModelFileError(UserError):
     """A model file cannot be used; the message says which and why."""
 
 
-@dataclass
-class ModelInfo:
-    """What a model file says beside its weights."""
+@dataclass(frozen=True)
+class ModelFile:
+    """The header of a safetensors file, read and checked; its tensors are read when they are asked for."""
 
-    name: str
-    """Name registered with timm."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the model besides ``num_classes``."""
-    classes: list[str] = field(default_factory=list)
-    img_size: int = 224
-    crop_pct: float = 0.875
-    resize: str = "shorter"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    metrics: dict[str, float] = field(default_factory=dict)
-    """What was measured with these weights."""
-    system: dict[str, Any] = field(default_factory=dict)
-    """Of a detector or segmentation network: its head, stages and inputs (:mod:`deformvit.systems`); ``name`` and
-    ``args`` are its backbone's. Empty for a classifier."""
+    path: Path
+    description: Description | None
+    """None for weights that do not say what they belong to."""
+    shapes: dict[str, tuple[int, ...]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, on the CPU."""
+        with safe_open(self.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in self.shapes}
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights into a model.
+
+        Raises:
+            ModelFileError: names or shapes differ from the model's.
+        """
+        self._must_fit(model)
+        model.load_state_dict(self.tensors())
 
     def build(self) -> nn.Module:
-        """The model with fresh weights."""
-        return timm.create_model(self.name, num_classes=len(self.classes), **self.args)
+        """The described model with the file's weights, in evaluation mode and float32.
+
+        Raises:
+            ModelFileError: no description, or weights that are not the described model's.
+        """
+        if self.description is None:
+            raise ModelFileError(f"{self.path}: has no description of its model; convert it with `deformvit convert`")
+        try:
+            with torch.device("meta"):  # nothing is allocated before names and shapes are known to fit
+                self._must_fit(build(self.description))
+            model = build(self.description)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AssertionError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(
+                f"{self.path}: {self.description.name} cannot be built as described ({error})"
+            ) from error
+        model.load_state_dict(self.tensors())
+        return model.float().eval()
+
+    def _must_fit(self, model: nn.Module) -> None:
+        if difference := compare(shapes(model.state_dict()), self.shapes):
+            name = self.description.name if self.description else type(model).__name__
+            raise ModelFileError(f"{self.path}: weights do not fit {name}: {difference}")
 
 
-def packaged() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
-
-
-def save(path: Path, model: nn.Module, info: ModelInfo, dtype: torch.dtype | None = None) -> None:
-    """Write a model file, atomically.
-
-    Args:
-        dtype: what floating-point weights are stored as; as they are by default.
-    """
-    tensors = {
-        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    header = {KEY: json.dumps(dataclasses.asdict(info))}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Weights and, where the file has it, what they belong to.
+def open_model_file(path: Path | str) -> ModelFile:
+    """Read and check the header of a safetensors file; the tensors are not read.
 
     Raises:
-        ModelFileError: not there, damaged or no safetensors file.
+        ModelFileError: not there, damaged, not a safetensors file, or an invalid description.
     """
+    path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
     if path.suffix in (".pth", ".pt", ".bin"):
@@ -83,59 +104,139 @@ def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     try:
         with safe_open(path, framework="pt") as file:
             header: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            shapes_ = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged, or not a safetensors file ({error})") from error
-    if KEY not in header:
-        return tensors, None
+    beside = path.with_name("config.json")
+    if KEY in header:
+        description: Description | None = _parse(f"{path}: its header", header[KEY], descriptions.from_header)
+    elif path.name == HUB_WEIGHTS and beside.is_file():
+        with beside.open(errors="replace") as config:
+            description = _parse(f"{beside}:", config.read(LONGEST_HEADER + 1), descriptions.from_hub_config)
+    else:
+        description = None
+    return ModelFile(path, description, shapes_)
+
+
+def _parse(where: str, text: str, read: Callable[[Any], Description]) -> Description:
     try:
-        return tensors, ModelInfo(**json.loads(header[KEY]))
-    except (ValueError, TypeError) as error:
-        raise ModelFileError(f"{path}: its header does not describe a deformvit model ({error})") from error
+        if len(text) > LONGEST_HEADER:
+            raise DescriptionError(f"longer than {LONGEST_HEADER:,} characters")
+        return read(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where} does not describe a deformvit model ({error})") from error
 
 
-def resolve(source: str) -> Path:
-    """Path of a file or of packaged weights.
+Builder = Callable[[Any], nn.Module]
+_BUILDERS: dict[type, Builder] = {}
+
+
+def register_builder(kind: type, builder: Builder) -> None:
+    """Say what builds the models of a kind of description, with fresh weights."""
+    _BUILDERS[kind] = builder
+
+
+def build(description: Description) -> nn.Module:
+    """The described model with fresh weights.
 
     Raises:
-        ModelFileError: neither, with the names there are.
+        UserError, ValueError, TypeError, RuntimeError: arguments that contradict one another.
+    """
+    return _BUILDERS[type(description)](description)
+
+
+def _build_classifier(description: ClassifierDescription) -> nn.Module:
+    model: nn.Module = timm.create_model(description.name, num_classes=len(description.classes), **description.args)
+    cfg = {
+        **model.pretrained_cfg,  # type: ignore[dict-item]
+        **preprocessing_cfg(description, getattr(model, "in_chans", 3)),
+    }
+    for source in ("file", "url", "hf_hub_id", "hf_hub_filename", "source", "tag", "test_input_size", "test_crop_pct"):
+        cfg.pop(source, None)  # those of the registered weights, which these are not
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+    return model
+
+
+register_builder(ClassifierDescription, _build_classifier)
+
+
+def preprocessing_cfg(description: ClassifierDescription, in_chans: int = 3) -> dict[str, Any]:
+    """What timm's ``pretrained_cfg`` says of a classifier's images and classes."""
+    side = description.img_size
+    return {
+        "input_size": (in_chans, side, side), "pool_size": None, "interpolation": "bicubic",
+        "crop_pct": description.crop_pct, "crop_mode": "squash" if description.resize == "square" else "center",
+        "mean": description.mean, "std": description.std, "num_classes": len(description.classes),
+        "label_names": list(description.classes) or None,
+    }  # fmt: skip
+
+
+def packaged() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
+
+
+def resolve(source: str | Path) -> Path:
+    """Path of a model's file: itself, packaged weights by name, or the weights in the folder of a run or of the hub.
+
+    Raises:
+        ModelFileError: none of these, with the names of the packaged weights.
     """
     path = Path(source)
     if path.is_file():
         return path
-    inside = WEIGHTS / f"{source}.safetensors"
-    if inside.is_file():
-        return inside
+    for inside in (path / BEST_WEIGHTS, path / HUB_WEIGHTS):
+        if inside.is_file():
+            return inside
+    if (named := PACKAGED / f"{source}.safetensors").is_file():
+        return named
     known = ", ".join(packaged()) or "none"
-    raise ModelFileError(f"{source!r}: no such file, and no packaged weights of that name (there are: {known})")
+    if str(source).startswith(("http://", "https://", "hf-hub:")):
+        raise ModelFileError(f"{str(source)!r}: an address; download the file and give its path")
+    raise ModelFileError(f"{str(source)!r}: no such file, and no packaged weights of that name (there are: {known})")
 
 
-def short_name(model: str) -> str:
-    """What a model is called beside others: runs leave `best.safetensors`, so then by their folder."""
+def short_name(model: str | Path) -> str:
+    """What a model is called beside others: a file by its stem, the weights of a run or of the hub by their folder."""
     path = Path(model)
     if path.suffix != ".safetensors":
-        return model
-    return path.parent.name if path.stem == "best" and path.parent.name else path.stem
+        return path.name if path.is_dir() else str(model)
+    return path.parent.name if path.name in (BEST_WEIGHTS, HUB_WEIGHTS) and path.parent.name else path.stem
 
 
-def load(source: str) -> tuple[nn.Module, ModelInfo]:
-    """The model of a file that :func:`save` wrote, or of packaged weights, in evaluation mode and float32.
+def load_model(source: str | Path) -> tuple[nn.Module, Description]:
+    """The network of a model file, of packaged weights or of a run's folder, in evaluation mode and float32.
+
+    Of a classifier, ``pretrained_cfg`` has the preprocessing and classes of the file, where timm and its users look.
+
+    Returns:
+        The network, and what the file says of it.
 
     Raises:
         ModelFileError: not there, damaged, without a description, or weights that do not fit it.
     """
-    path = resolve(source)
-    tensors, info = read(path)
-    if info is None:
-        raise ModelFileError(f"{path}: has no description of its model; convert it with `deformvit convert`")
-    if info.system:
-        kind = info.system.get("head", {}).get("system")
-        raise ModelFileError(
-            f"{path}: holds a {kind} on {info.name}, not a classifier; deformvit.systems.load reads it"
-        )
-    try:
-        model = info.build()
-        model.load_state_dict(tensors)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelFileError(f"{path}: weights do not fit {info.name} ({error})") from error
-    return model.float().eval(), info
+    file = open_model_file(resolve(source))
+    model = file.build()
+    assert file.description is not None  # or build would have raised
+    return model, file.description
+
+
+def save_model(path: str | Path, model: nn.Module, description: Description, dtype: torch.dtype | None = None) -> None:
+    """Write a model file, atomically.
+
+    Args:
+        path: usually ending in .safetensors.
+        model: whose weights to write.
+        description: what it is; checked as it will be when the file is read.
+        dtype: what floating-point weights are stored as; as they are by default.
+
+    Raises:
+        DescriptionError: a description that could not be read again.
+    """
+    description.check()
+    tensors = {
+        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    header = {KEY: json.dumps(descriptions.to_header(description))}
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))

@@ -14,11 +14,15 @@ from torch.nn import functional as F
 
 from deformvit.errors import UserError
 from deformvit.models import files
+from deformvit.models.descriptions import is_ours
 from deformvit.models.network import DAT
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
+from deformvit.models.state import compare, shapes
 
 STAGES = (1, 2, 3, 4)
+HEADS = ("head.", "norm.", "output_norms.")
+"""What a backbone takes from no classifier."""
 
 
 class Backbone(nn.Module):
@@ -57,7 +61,7 @@ class Backbone(nn.Module):
         path = files.resolve(checkpoint) if checkpoint else None
         self.multiple = 1
         try:
-            take = self._take_ours if timm.models.is_model_in_modules(name, ["dat"]) else self._take_timm
+            take = self._take_ours if is_ours(name) else self._take_timm
             take(name, extra, path)
         except UserError:
             raise
@@ -130,21 +134,13 @@ class Backbone(nn.Module):
 
 
 def _load(model: DAT, path: Path) -> None:
-    """Classification weights, ours or released, into a backbone: all of it but its norms, which are new."""
+    """Classification weights, ours or released, into a backbone: all but the classifier and the norms of outputs."""
     try:
         tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
     except released_weights.ConversionError as error:
         raise UserError(f"{path}: not the weights of this backbone: {error}") from error
     expected = model.state_dict()
-    kept = {name: value for name, value in tensors.items() if name in expected}
-    missing = [name for name in expected if name not in kept and not name.startswith("output_norms.")]
-    unknown = [name for name in tensors if name not in expected and not name.startswith(("head.", "norm."))]
-    wrong = [
-        f"{name} is {tuple(kept[name].shape)} there and {tuple(expected[name].shape)} in the model"
-        for name in kept
-        if kept[name].shape != expected[name].shape
-    ]
-    if missing or unknown or wrong:
-        first = (wrong or [f"without {n}" for n in missing] or [f"with {n}" for n in unknown])[0]
-        raise UserError(f"{path}: not the weights of this backbone: {first}")
-    model.load_state_dict(kept, strict=False)
+    difference = compare(shapes(expected, ignore=("output_norms.",)), shapes(tensors, ignore=HEADS))
+    if difference:
+        raise UserError(f"{path}: not the weights of this backbone: {difference}")
+    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in expected}, strict=False)

@@ -1,18 +1,18 @@
-"""Systems from configurations and from model files, and what a model file says of a system."""
+"""Detectors and segmentation networks: from the configuration of a run, and from the description in a model file."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from deformvit.config import DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
+from deformvit.config import DetectionConfig, SegmentationConfig
 from deformvit.errors import UserError
 from deformvit.models import files
-from deformvit.models.files import ModelFileError, ModelInfo
+from deformvit.models.descriptions import ClassifierDescription, DetectorDescription, SegmenterDescription
+from deformvit.models.files import ModelFile
+from deformvit.models.state import compare, shapes
 from deformvit.systems.backbone import STAGES, Backbone
 from deformvit.systems.detector import DEFAULT_STAGES, Detector
 from deformvit.systems.segmenter import Segmenter
@@ -27,10 +27,11 @@ def build_detector(config: DetectionConfig, classes: int, args: dict[str, Any] |
         args: arguments of the backbone.
 
     Raises:
-        UserError: weights of another architecture; of other classes only those layers start anew.
+        UserError: weights of another architecture. Layers whose shapes depend on the classes may differ; they keep
+            their initial weights.
     """
     head, data, model = config.head, config.data, config.model
-    whole = _is_system(model.checkpoint)
+    whole = _whole_system(model.checkpoint)
     backbone = Backbone(
         model.name, args, stages=head.stages or DEFAULT_STAGES[head.system], drop_path_rate=model.drop_path_rate,
         checkpoint="" if whole else model.checkpoint,
@@ -39,14 +40,14 @@ def build_detector(config: DetectionConfig, classes: int, args: dict[str, Any] |
         backbone, head, classes, mean=data.mean, std=data.std, eval_size=data.eval_size, max_size=data.max_size
     )
     if whole:
-        _start(detector, files.resolve(model.checkpoint))
+        _load_fitting(detector, whole)
     return detector
 
 
 def build_segmenter(config: SegmentationConfig, classes: int, args: dict[str, Any] | None = None) -> Segmenter:
     """The segmentation network of a run, as :func:`build_detector`."""
     data, model = config.data, config.model
-    whole = _is_system(model.checkpoint)
+    whole = _whole_system(model.checkpoint)
     backbone = Backbone(
         model.name, args, stages=STAGES, drop_path_rate=model.drop_path_rate,
         checkpoint="" if whole else model.checkpoint,
@@ -55,74 +56,74 @@ def build_segmenter(config: SegmentationConfig, classes: int, args: dict[str, An
         backbone, config.head, classes, mean=data.mean, std=data.std, scale=data.scale, ignore_label=data.ignore_label
     )
     if whole:
-        _start(segmenter, files.resolve(model.checkpoint))
+        _load_fitting(segmenter, whole)
     return segmenter
 
 
-def _is_system(checkpoint: str) -> bool:
-    """Whether a checkpoint is a whole detector or segmentation network, not a classifier for its backbone."""
+def _whole_system(checkpoint: str) -> ModelFile | None:
+    """The file of a whole detector or segmentation network; None for a classifier, whose weights are the backbone's."""
     if not checkpoint or (path := files.resolve(checkpoint)).suffix != ".safetensors":
-        return False
-    info = files.read(path)[1]
-    return info is not None and bool(info.system)
+        return None
+    file = files.open_model_file(path)
+    return None if file.description is None or isinstance(file.description, ClassifierDescription) else file
 
 
-def _start(model: nn.Module, path: Path) -> None:
-    tensors, _ = files.read(path)
-    expected = model.state_dict()
-    for names, what in ((expected.keys() - tensors.keys(), "lacks"), (tensors.keys() - expected.keys(), "has")):
-        if names:
-            raise UserError(f"{path}: another architecture than this run's: it {what} {sorted(names)[0]}")
-    fitting = {name: value for name, value in tensors.items() if value.shape == expected[name].shape}
-    if other := sorted(tensors.keys() - fitting.keys()):
+def _load_fitting(model: nn.Module, file: ModelFile) -> None:
+    difference = compare(shapes(model.state_dict()), file.shapes)
+    if difference.missing or difference.unexpected:
+        raise UserError(f"{file.path}: weights of another architecture than this run's: {difference}")
+    tensors = file.tensors()
+    if difference.other_shapes:
+        names = list(difference.other_shapes)
         print(
-            f"deformvit: {path}: {len(other)} weights of other shapes start anew: {', '.join(other)}", file=sys.stderr
+            f"deformvit: {file.path}: {len(names)} weights of other shapes are not loaded: {', '.join(names)}",
+            file=sys.stderr,
         )
-    model.load_state_dict(fitting, strict=False)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in difference.other_shapes}
+    model.load_state_dict(tensors, strict=False)
 
 
-def describe(model: Detector | Segmenter, classes: list[str], metrics: dict[str, float], **inputs: Any) -> ModelInfo:
-    """What a model file says of a system, enough to build it again; ``inputs`` is more to know of its data."""
-    body = model.backbone
-    if isinstance(model, Segmenter):
-        inputs |= {"scale": list(model.scale), "ignore_label": model.ignore_label}
-    else:
-        inputs |= {"eval_size": model.eval_size, "max_size": model.max_size}
-    return ModelInfo(
-        name=body.name, args=body.args, classes=classes, metrics=metrics,
-        mean=tuple(model.mean.flatten().tolist()), std=tuple(model.std.flatten().tolist()),
-        system={"head": dataclasses.asdict(model.config), "stages": list(body.stages), "inputs": inputs},
+def describe_detector(model: Detector, classes: list[str], metrics: dict[str, float]) -> DetectorDescription:
+    """What a model file says of a detector, enough to build it again."""
+    return DetectorDescription(
+        **_describe_backbone(model), classes=classes, metrics=metrics, head=model.config, eval_size=model.eval_size,
+        max_size=model.max_size,
     )  # fmt: skip
 
 
-def from_info(info: ModelInfo) -> Detector | Segmenter:
-    """The system that a model file describes, with fresh weights."""
-    head: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info.system["head"].items()}
-    inputs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info.system["inputs"].items()}
-    inputs.pop("reduce_zero_label", None)  # of the data, for whoever evaluates
-    args = {name: value for name, value in info.args.items() if name not in ("pretrained", "pretrained_cfg_overlay")}
-    backbone = Backbone(info.name, args, stages=info.system["stages"])
-    common: dict[str, Any] = {"mean": info.mean, "std": info.std, **inputs}
-    if head["system"] in DEFAULT_STAGES:
-        return Detector(backbone, DetectorConfig(**head), len(info.classes), **common)
-    return Segmenter(backbone, SegmenterConfig(**head), len(info.classes), **common)
+def describe_segmenter(
+    model: Segmenter, classes: list[str], metrics: dict[str, float], reduce_zero_label: bool
+) -> SegmenterDescription:
+    """What a model file says of a segmentation network, enough to build it again."""
+    return SegmenterDescription(
+        **_describe_backbone(model), classes=classes, metrics=metrics, head=model.config, scale=model.scale,
+        ignore_label=model.ignore_label, reduce_zero_label=reduce_zero_label,
+    )  # fmt: skip
 
 
-def load(source: str) -> tuple[nn.Module, ModelInfo]:
-    """The model of any file that training wrote, classifiers included, in evaluation mode and float32.
+def _describe_backbone(model: Detector | Segmenter) -> dict[str, Any]:
+    backbone = model.backbone
+    return {
+        "name": backbone.name, "args": backbone.args, "stages": backbone.stages,
+        "mean": tuple(model.mean.flatten().tolist()), "std": tuple(model.std.flatten().tolist()),
+    }  # fmt: skip
 
-    Raises:
-        ModelFileError: not there, damaged, without a description, or weights that do not fit it.
-    """
-    path = files.resolve(source)
-    tensors, info = files.read(path)
-    if info is None or not info.system:
-        return files.load(source)
-    try:
-        model = from_info(info)
-        model.load_state_dict(tensors)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelFileError(
-            f"{path}: weights do not fit its {info.system.get('head')} on {info.name} ({error})"
-        ) from error
-    return model.float().eval(), info
+
+def _detector(description: DetectorDescription) -> Detector:
+    return Detector(
+        Backbone(description.name, description.args, stages=description.stages), description.head,
+        len(description.classes), mean=description.mean, std=description.std, eval_size=description.eval_size,
+        max_size=description.max_size,
+    )  # fmt: skip
+
+
+def _segmenter(description: SegmenterDescription) -> Segmenter:
+    return Segmenter(
+        Backbone(description.name, description.args, stages=description.stages), description.head,
+        len(description.classes), mean=description.mean, std=description.std, scale=description.scale,
+        ignore_label=description.ignore_label,
+    )  # fmt: skip
+
+
+files.register_builder(DetectorDescription, _detector)
+files.register_builder(SegmenterDescription, _segmenter)

@@ -20,8 +20,9 @@ from deformvit import distributed
 from deformvit.config import ClassificationConfig
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.data.classification import CACHE
-from deformvit.errors import UserError
+from deformvit.errors import DataError, UserError
 from deformvit.models import files
+from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
 from deformvit.tasks.loading import Evaluated
@@ -87,7 +88,7 @@ class Classification:
         """Arguments of the model besides the number of classes."""
         model = self.config.model
         args = parse_args(model.args)
-        if self.config.data.img_size and timm.models.is_model_in_modules(model.name, ["dat"]):
+        if self.config.data.img_size and is_ours(model.name):
             args.setdefault("img_size", self.config.data.img_size)  # position tables for the size that is trained
         return args
 
@@ -138,12 +139,39 @@ class Classification:
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         """A model file that predicts on its own, see :mod:`deformvit.models.files`."""
         data = self.config.data
-        info = files.ModelInfo(
-            name=self.config.model.name, args=self.model_args(), classes=self.classes,
-            img_size=data.img_size, crop_pct=data.crop_pct, resize=data.resize, mean=data.mean, std=data.std,
-            metrics=metrics,
+        description = ClassifierDescription(
+            name=self.config.model.name, args=self.model_args(), classes=self.classes, img_size=data.img_size,
+            crop_pct=data.crop_pct, resize=data.resize, mean=data.mean, std=data.std, metrics=metrics,
         )  # fmt: skip
-        files.save(path, model, info)
+        files.save_model(path, model, description)
+
+
+def open_evaluation(root: str, description: ClassifierDescription, name: str, resize: str = "") -> Any:
+    """The validation images of a folder, prepared as a model's description says.
+
+    Args:
+        root: as ``data.root``.
+        description: of the model.
+        name: what messages call the model.
+        resize: another way to resize than the description's.
+
+    Raises:
+        UserError: a backbone without classes, or images of other classes than the model's.
+    """
+    if not description.classes:
+        raise UserError(f"{name} is a backbone without a classifier: it predicts no classes")
+    transform = eval_transform(
+        description.img_size, description.crop_pct, resize or description.resize, description.mean, description.std
+    )
+    images = open_split(root, "val", transform)
+    known = description.classes
+    numbered = known == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
+    if list(images.classes) != known and not numbered:
+        raise DataError(
+            f"{root} has classes {', '.join(images.classes[:5])}, ... ({len(images.classes)}), but {name} knows "
+            f"{', '.join(known[:5])}, ... ({len(known)})"
+        )
+    return images
 
 
 @torch.inference_mode()

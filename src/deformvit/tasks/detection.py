@@ -16,7 +16,7 @@ from deformvit.data import detection as coco
 from deformvit.data import detection_transforms as transforms
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
-from deformvit.systems import Detector, build_detector, describe
+from deformvit.systems import Detector, build_detector, describe_detector
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import Evaluated
 
@@ -67,7 +67,7 @@ class Detection:
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
         """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
         assert isinstance(model, Detector)
-        files.save(path, model, describe(model, self.classes, metrics))
+        files.save_model(path, model, describe_detector(model, self.classes, metrics))
 
 
 def open_evaluation(root: str, masks: bool, classes: list[str]) -> coco.CocoImages:

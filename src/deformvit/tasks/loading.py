@@ -64,6 +64,10 @@ class Evaluated(Generic[Images]):
         self.images, self.collate, self.batch, self.workers, self.limit = images, collate, batch, workers, limit
         self._unreadable: dict[int, str] = {}
 
+    def measured(self) -> str:
+        """How many images were measured: all but those that could not be read, for a table."""
+        return str(len(self.images) - len(self.left_out()))  # type: ignore[arg-type]
+
     def __len__(self) -> int:
         return -(-len(self._share()) // self.batch)
 

@@ -17,7 +17,7 @@ from deformvit.data import segmentation_transforms as transforms
 from deformvit.errors import UserError
 from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
-from deformvit.systems import Segmenter, build_segmenter, describe
+from deformvit.systems import Segmenter, build_segmenter, describe_segmenter
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import Evaluated
 
@@ -72,7 +72,7 @@ class Segmentation:
         """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
         assert isinstance(model, Segmenter)
         reduce = self.config.data.reduce_zero_label
-        files.save(path, model, describe(model, self.classes, metrics, reduce_zero_label=reduce))
+        files.save_model(path, model, describe_segmenter(model, self.classes, metrics, reduce_zero_label=reduce))
 
 
 def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> scenes.SceneImages:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deformvit.models import files
+from deformvit.models.descriptions import ClassifierDescription
 from deformvit.models.released.config import released_args
 from deformvit.models.released.weights import ConversionError, has_output_norms, load_released, unwrap
 
@@ -104,7 +105,9 @@ def convert_file(
     if target.suffix != ".safetensors":
         raise ConversionError(f"{target}: expected a name ending in .safetensors")
     weights = read_checkpoint(source)
-    known = files.read(source)[1] if source.suffix == ".safetensors" else None
+    known = files.open_model_file(source).description if source.suffix == ".safetensors" else None
+    if known is not None and not isinstance(known, ClassifierDescription):
+        raise ConversionError(f"{source}: a {known.task} network of ours already; there is nothing to convert")
     info = _describe(source, weights, known, model, config)
     if classes is not None:
         info.classes = _read_classes(classes, len(info.classes))
@@ -119,7 +122,7 @@ def convert_file(
             raise ConversionError(f"image_args: {name} cannot be {text!r}")
         setattr(info, name, value)
     try:
-        network = info.build()
+        network = files.build(info)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConversionError(f"model {info.name!r}: {error}") from error
     try:
@@ -127,14 +130,14 @@ def convert_file(
     except ConversionError as error:
         raise ConversionError(f"{source}: {error}") from error
     stored = None if dtype == "keep" else getattr(torch, dtype)
-    files.save(target, network, info, stored)
+    files.save_model(target, network, info, stored)
     count = sum(parameter.numel() for parameter in network.parameters())
     return f"{info.name}, {count:,} parameters, {len(info.classes)} classes"
 
 
 def _describe(
-    source: Path, weights: Mapping[str, Any], known: files.ModelInfo | None, model: str, config: Path | None
-) -> files.ModelInfo:
+    source: Path, weights: Mapping[str, Any], known: ClassifierDescription | None, model: str, config: Path | None
+) -> ClassifierDescription:
     if model and config:
         raise ConversionError("model and config are both given; choose one")
     if config is not None:
@@ -154,7 +157,9 @@ def _describe(
         crop_pct = size / int(256 / 224 * size) if cropped else 1.0  # the released evaluation, at every size
         if has_output_norms(weights):  # the backbone of a detector or segmenter
             arguments["output_norms"], count = True, 0
-        return files.ModelInfo("dat_tiny", arguments, _numbers(count), size, crop_pct, "square")
+        return ClassifierDescription(
+            name="dat_tiny", args=arguments, classes=_numbers(count), img_size=size, crop_pct=crop_pct, resize="square"
+        )
     if not model:
         if known is None:
             raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")
@@ -168,10 +173,10 @@ def _describe(
     if has_output_norms(weights):
         args["output_norms"], count = True, 0
     names = known.classes if known is not None and len(known.classes) == count else _numbers(count)
-    return files.ModelInfo(
-        model,
-        args,
-        names,
+    return ClassifierDescription(
+        name=model,
+        args=args,
+        classes=names,
         img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct,
         resize="square",
