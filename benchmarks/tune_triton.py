@@ -3,7 +3,7 @@
 
 python benchmarks/tune_triton.py --size 50 84 --heads 12 --groups 3 --dim 32 --dtype bfloat16
 
-What wins goes into ``launch`` in src/deformvit/ops/deform_attn/triton.py.
+What wins goes into ``launch`` in src/deformvit/ops/deformable/triton.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from deformvit.ops.deform_attn import triton as ours
-from deformvit.ops.deform_attn.bias import table_cells
+from deformvit.ops.deformable import triton as ours
+from deformvit.ops.deformable.bias import table_cells
 
 
 def candidates() -> Iterator[ours.Launch]:

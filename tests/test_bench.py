@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from deformvit import cli
 from deformvit.bench import attention, explain, process, report, run_attention, run_models, run_systems, systems
 from deformvit.errors import UserError
+from deformvit.ops.deformable import IMPLEMENTATIONS
 from deformvit.ops.native import library
 
 
@@ -87,7 +87,7 @@ def test_explanation(monkeypatch):
     monkeypatch.setattr(library, "MISSING", "the CPU kernels were not compiled")
     text = explain("cpu")
     assert "cpu        cannot run: the CPU kernels were not compiled" in text
-    assert "tiled: cpu can't run: the CPU kernels were not compiled" in text
+    assert "tiled: cpu cannot run: the CPU kernels were not compiled" in text
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,19 @@ def test_systems_are_measured_with_and_without_kernels(tmp_path):
 
 
 @pytest.mark.parametrize("system", ["mask_rcnn", "semantic_fpn"])
-def test_the_reference_is_what_runs_without_kernels(system, monkeypatch):
-    """The choice is replaced where it is made; a name imported elsewhere would leave the kernels running."""
-    module = importlib.import_module("deformvit.ops.deform_attn")
-    monkeypatch.setattr(module, "_choose", module._choose)  # put back afterwards
-    calls = []
-    inner = module.IMPLEMENTATIONS["reference"]
+def test_systems_run_with_the_attention_that_is_asked_for(system, monkeypatch):
+    calls = {"reference": 0, "other": 0}
+    for name, function in list(IMPLEMENTATIONS.items()):
 
-    def counting(*arguments, **named):
-        calls.append(1)
-        return inner(*arguments, **named)
+        def counted(*arguments, _function=function, _name=name if name == "reference" else "other", **named):
+            calls[_name] += 1
+            return _function(*arguments, **named)
 
-    monkeypatch.setitem(module.IMPLEMENTATIONS, "reference", counting)
+        monkeypatch.setitem(IMPLEMENTATIONS, name, counted)
     job = {"device": "cpu", "dtype": "float32", "backward": True, "name": "dat_nano", "system": system}
     systems.Run({**job, "size": (40, 64), "attention": "reference"})()
-    assert len(calls) >= 4
+    assert calls["reference"] >= 4
+    assert calls["other"] == 0
+    before = calls["reference"]
+    systems.Run({**job, "size": (40, 64), "attention": "auto"})()
+    assert calls == {"reference": before, "other": before}

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deformvit.layers import DeformableAttention, WindowAttention
 from deformvit.ops import deform_attn
-from deformvit.ops.deform_attn import cpu
+from deformvit.ops.deformable import cpu
 from deformvit.ops.native import build, library
 
 pytestmark = pytest.mark.skipif(library.MISSING is not None, reason=str(library.MISSING))

@@ -15,8 +15,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn import reference
-from deformvit.ops.deform_attn import triton as ours
+from deformvit.ops.deformable import reference
+from deformvit.ops.deformable import triton as ours
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 CASES = {  # batch, heads, groups, query map, keys, head dimensions of k and v, table
@@ -96,7 +96,7 @@ def test_says_that_triton_is_missing():
     code = """
 import sys, torch
 sys.modules["triton"] = None
-from deformvit.ops.deform_attn import triton
+from deformvit.ops.deformable import triton
 q = torch.zeros(1, 1, 4, 8)
 print(triton.can_run(q, q, q, torch.zeros(1, 1, 4, 2), None, (2, 2), 0.0))
 """

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from deformvit.bench import process
 from deformvit.errors import UserError
 from deformvit.ops import deform_attn, grid
-from deformvit.ops.deform_attn import IMPLEMENTATIONS, KERNELS, Impl
+from deformvit.ops.deformable import IMPLEMENTATIONS, KERNELS, Impl
 
 BASELINES = ("no bias", "released")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from deformvit.bench import attention, process
-from deformvit.ops.deform_attn import IMPLEMENTATIONS, KERNELS, choose
+from deformvit.ops.deformable import IMPLEMENTATIONS, KERNELS, choose
 from deformvit.ops.native import library
 
 

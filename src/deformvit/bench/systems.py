@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
@@ -14,6 +13,7 @@ from deformvit.bench import process
 from deformvit.bench.models import DTYPES, summary
 from deformvit.config import DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
 from deformvit.errors import UserError
+from deformvit.ops import attention_impl
 from deformvit.systems import build_detector, build_segmenter
 
 DETECTORS: tuple[str, ...] = get_args(get_type_hints(DetectorConfig)["system"])
@@ -28,10 +28,7 @@ class Run:
     def __init__(self, job: dict[str, Any]) -> None:
         torch.manual_seed(0)
         self.device, dtype = torch.device(job["device"]), DTYPES[job["dtype"]]
-        if job["attention"] == "reference":
-            # The package has a function of the module's name, so the module is asked for by its path.
-            module = importlib.import_module("deformvit.ops.deform_attn")
-            module._choose = lambda *_arguments: ("reference", "asked for")  # type: ignore[attr-defined]
+        self.attention = job["attention"]
         self.detects = job["system"] in DETECTORS
         height, width = job["size"]
         if self.detects:
@@ -58,6 +55,10 @@ class Run:
         self.target = {"boxes": boxes, "labels": torch.arange(OBJECTS, device=self.device), "masks": masks}
 
     def __call__(self) -> None:
+        with attention_impl(self.attention):
+            self._step()
+
+    def _step(self) -> None:
         if not self.backward:
             with torch.inference_mode(), self.autocast:
                 self.model([self.image]) if self.detects else self.model(self.image[None])

@@ -20,7 +20,7 @@ from deformvit.layers.neighborhood import NeighborhoodAttention, pad_to
 from deformvit.layers.pyramid import ReductionAttention
 from deformvit.layers.window import WindowAttention
 from deformvit.ops import grid, log_displacement, window
-from deformvit.ops.deform_attn.bias import position_bias, query_tokens
+from deformvit.ops.deformable.bias import position_bias, query_tokens
 
 LAYERS = (
     DeformableAttention, WindowAttention, NeighborhoodAttention, ReductionAttention, DeformableDetrAttention,

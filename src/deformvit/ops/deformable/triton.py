@@ -3,7 +3,7 @@
 
 Forward keeps a running softmax over blocks of keys and saves its log-sum-exp; backward recomputes the attention weights
 from it. The bias is never written down: query (i, j) reads the table at ``first + (i, j) * step``, with one ``first``
-for every key (:func:`deformvit.ops.deform_attn.bias.table_cells`), through which autograd reaches the positions.
+for every key (:func:`deformvit.ops.deformable.bias.table_cells`), through which autograd reaches the positions.
 
 Both passes are operators of PyTorch, ``deformvit::deform_attn_triton`` and ``..._backward``, so that torch.compile and
 torch.export take them whole. The table's gradient is summed by atomic additions, in an order that differs from run to
@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn.bias import table_cells
+from deformvit.ops.deformable.bias import table_cells
 
 try:
     from triton import next_power_of_2
     from triton.runtime.jit import JITFunction
 
-    from deformvit.ops.deform_attn import triton_kernels as kernels
+    from deformvit.ops.deformable import triton_kernels as kernels
 except ImportError as error:  # also a Triton that does not load
     _MISSING: str | None = str(error)
 else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn.bias import table_cells
+from deformvit.ops.deformable.bias import table_cells
 from deformvit.ops.native import library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -56,7 +56,7 @@ def deform_attn(
         ValueError: what :func:`can_run` says.
     """
     if reason := can_run(q, k, v, pos, table, query_hw, dropout_p):
-        raise ValueError(f"impl='cpu' can't run: {reason}")
+        raise ValueError(f"impl='cpu' cannot run: {reason}")
     if table is None:
         return _forward(q, k, v, None, None, q.shape[2], 0.0, 0.0, scale)[0]
     cells = table_cells(pos.float(), table.float(), query_hw, convention)

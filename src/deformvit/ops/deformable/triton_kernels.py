@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def"
-"""The kernels of :mod:`deformvit.ops.deform_attn.triton`. Importing this module needs Triton.
+"""The kernels of :mod:`deformvit.ops.deformable.triton`. Importing this module needs Triton.
 
 A program takes one block of queries (or of keys, for what is summed over queries) of one head of one image, and walks
 through all blocks of the other. It recomputes the bias from the key's place in the table, so that nothing of queries x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn.bias import position_bias, query_tokens
+from deformvit.ops.deformable.bias import position_bias, query_tokens
 
 
 def deform_attn(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deformvit.ops import grid
-from deformvit.ops.deform_attn.bias import query_tokens
+from deformvit.ops.deformable.bias import query_tokens
 
 BUDGET = 1 << 22
 """Elements of a tile's attention matrix, over batch and heads: 16 MiB in float32; 2^18 and 2^20 were slower."""
