@@ -1,9 +1,11 @@
-"""Folders of images and label maps, and what is said when they don't fit."""
+"""Folders of images and label maps, and the messages when they do not fit together."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
+import shutil
 import struct
 import zlib
 
@@ -14,14 +16,13 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from deformvit.data import DataError
-from deformvit.data import segmentation as scenes
-from deformvit.data.segmentation import open_scenes
+from deformvit.data.segmentation import SCANNED_SILENTLY, open_segmentation
 from deformvit.metrics.segmentation import SegmentationMetrics
 
 LABELS = np.array([[0, 1, 2, 255, 2], [2, 2, 1, 0, 1], [0, 0, 0, 1, 255]], dtype=np.uint8)  # 3 high, 5 wide
 
 
-def write_scene(root, name="a", labels=LABELS, split="training", size=None, suffix=".png"):
+def write_image(root, name="a", labels=LABELS, split="training", size=None, suffix=".png"):
     """An image and its annotation, an array or a PIL image."""
     annotation = labels if isinstance(labels, Image.Image) else Image.fromarray(np.asarray(labels))
     image = Image.new("RGB", size or annotation.size, (10, 200, 30))
@@ -50,8 +51,8 @@ def names(root, *classes):
 def test_image_and_labels(tmp_path):
     names(tmp_path, "sky", "tree", "road")
     for name in ("b.x", "a"):
-        write_scene(tmp_path, name, suffix=".PNG")
-    images = open_scenes(str(tmp_path), "train")
+        write_image(tmp_path, name, suffix=".PNG")
+    images = open_segmentation(str(tmp_path), "train")
     assert len(images) == 2
     assert images.classes == ["sky", "tree", "road"]
     assert images.ignore_label == 255
@@ -67,23 +68,23 @@ def test_image_and_labels(tmp_path):
 
 def test_splits_by_either_name(tmp_path):
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path, split="train")
-    write_scene(tmp_path, "v", split="val")
-    assert open_scenes(str(tmp_path), "train").image_path(0).stem == "a"
-    assert open_scenes(str(tmp_path), "val").image_path(0).stem == "v"
-    write_scene(tmp_path, "w", split="validation")  # ADE20K's names go first
-    assert open_scenes(str(tmp_path), "val").image_path(0).stem == "w"
+    write_image(tmp_path, split="train")
+    write_image(tmp_path, "v", split="val")
+    assert open_segmentation(str(tmp_path), "train").image_path(0).stem == "a"
+    assert open_segmentation(str(tmp_path), "val").image_path(0).stem == "v"
+    write_image(tmp_path, "w", split="validation")  # ADE20K's names come first
+    assert open_segmentation(str(tmp_path), "val").image_path(0).stem == "w"
 
 
 def test_transform_gets_both(tmp_path):
-    write_scene(tmp_path)
-    images = open_scenes(str(tmp_path), "train", lambda image, labels: (labels.shape, image.shape))
+    write_image(tmp_path)
+    images = open_segmentation(str(tmp_path), "train", lambda image, labels: (labels.shape, image.shape))
     assert images[0] == ((3, 5), (3, 3, 5))
 
 
-def test_pickles_for_workers_started_anew(tmp_path):
-    write_scene(tmp_path)
-    images = pickle.loads(pickle.dumps(open_scenes(str(tmp_path), "train", reduce_zero_label=True)))
+def test_pickles_for_spawned_workers(tmp_path):
+    write_image(tmp_path)
+    images = pickle.loads(pickle.dumps(open_segmentation(str(tmp_path), "train", reduce_zero_label=True)))
     assert images[0][1][0].tolist() == [255, 0, 1, 255, 1]
 
 
@@ -92,12 +93,12 @@ def test_palette_indices_are_labels(tmp_path):
     annotation = Image.fromarray(LABELS)
     annotation.putpalette([(37 * i) % 256 for i in range(768)])
     assert annotation.mode == "P"
-    write_scene(tmp_path, labels=annotation)
+    write_image(tmp_path, labels=annotation)
     few = Image.fromarray(LABELS % 3)
     few.putpalette([200, 0, 0, 0, 0, 0, 90, 1, 1])
-    write_scene(tmp_path, "b", labels=few)
+    write_image(tmp_path, "b", labels=few)
     few.save(tmp_path / "annotations" / "training" / "b.png", bits=2)
-    images = open_scenes(str(tmp_path), "train")
+    images = open_segmentation(str(tmp_path), "train")
     assert images[0][1].tolist() == LABELS.tolist()
     assert images[1][1].tolist() == (LABELS % 3).tolist()
     assert (tmp_path / "annotations" / "training" / "b.png").read_bytes()[24] == 2  # really two bits
@@ -105,74 +106,78 @@ def test_palette_indices_are_labels(tmp_path):
 
 def test_sixteen_bits(tmp_path):
     wide = LABELS.astype(np.uint16) * 150  # 0, 150, 300 and 38250
-    write_scene(tmp_path, labels=wide)
-    images = open_scenes(str(tmp_path), "train", ignore_label=38250)
+    write_image(tmp_path, labels=wide)
+    images = open_segmentation(str(tmp_path), "train", ignore_label=38250)
     assert len(images.classes) == 301
     _, labels = images[0]
     assert labels.dtype == torch.int64
     assert labels.tolist() == wide.tolist()
     names(tmp_path, *map(str, range(301)))
     with pytest.raises(DataError, match=r"a\.png: label 38250, expected 0 to 300, or 65535 for none \(301 classes\)"):
-        open_scenes(str(tmp_path), "train", ignore_label=65535)[0]
+        open_segmentation(str(tmp_path), "train", ignore_label=65535)[0]
     # Few classes in 16 bits are labels like any others.
-    write_scene(tmp_path, labels=LABELS.astype(np.uint16))
+    write_image(tmp_path, labels=LABELS.astype(np.uint16))
     names(tmp_path, "a", "b", "c")
-    _, labels = open_scenes(str(tmp_path), "train")[0]
+    _, labels = open_segmentation(str(tmp_path), "train")[0]
     assert (labels.dtype, labels.tolist()) == (torch.uint8, LABELS.tolist())
 
 
 def test_reduce_zero_label(tmp_path):
-    write_scene(tmp_path)
+    write_image(tmp_path)
     for named in (False, True):
         if named:
             names(tmp_path, "tree", "road")
-        images = open_scenes(str(tmp_path), "train", reduce_zero_label=True)
+        images = open_segmentation(str(tmp_path), "train", reduce_zero_label=True)
         assert images.classes == (["tree", "road"] if named else ["0", "1"])
         assert images[0][1].tolist() == [[255, 0, 1, 255, 1], [1, 1, 0, 255, 0], [255, 255, 255, 0, 255]]
 
 
 def test_negative_ignored_label(tmp_path):
-    write_scene(tmp_path, labels=LABELS % 3)
-    _, labels = open_scenes(str(tmp_path), "train", ignore_label=-1, reduce_zero_label=True)[0]
+    write_image(tmp_path, labels=LABELS % 3)
+    _, labels = open_segmentation(str(tmp_path), "train", ignore_label=-1, reduce_zero_label=True)[0]
     assert (labels.dtype, labels[0].tolist()) == (torch.int64, [-1, 0, 1, -1, 1])
 
 
 def test_classes_are_counted_over_both_splits(tmp_path):
-    write_scene(tmp_path, labels=LABELS)
-    write_scene(tmp_path, "b", labels=np.where(LABELS == 1, 6, LABELS), split="val")
-    write_scene(tmp_path, "c", labels=np.full_like(LABELS, 255))
+    write_image(tmp_path, labels=LABELS)
+    write_image(tmp_path, "b", labels=np.where(LABELS == 1, 6, LABELS), split="val")
+    write_image(tmp_path, "c", labels=np.full_like(LABELS, 255))
     for split in ("train", "val"):
-        assert open_scenes(str(tmp_path), split).classes == list("0123456")
-    assert open_scenes(str(tmp_path), "train", reduce_zero_label=True).classes == list("012345")
+        assert open_segmentation(str(tmp_path), split).classes == list("0123456")
+    assert open_segmentation(str(tmp_path), "train", reduce_zero_label=True).classes == list("012345")
 
 
-def test_long_scans_show_a_bar(tmp_path, monkeypatch, capsys):
-    write_scene(tmp_path)
-    open_scenes(str(tmp_path), "train")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(scenes, "QUIET", 0)
-    open_scenes(str(tmp_path), "train")
-    assert "count classes" in capsys.readouterr().err
+def test_long_scans_show_a_progress_bar(tmp_path, capsys):
+    write_image(tmp_path)
+    annotations = tmp_path / "annotations" / "training"
+    for number in range(SCANNED_SILENTLY):
+        if number == SCANNED_SILENTLY - 1:
+            assert open_segmentation(str(tmp_path), "train").classes == ["0", "1", "2"]
+            assert capsys.readouterr().err == ""
+        shutil.copy(annotations / "a.png", annotations / f"{number}.png")
+        shutil.copy(tmp_path / "images" / "training" / "a.png", tmp_path / "images" / "training" / f"{number}.png")
+    assert open_segmentation(str(tmp_path), "train").classes == ["0", "1", "2"]
+    assert re.search(rf"count classes:.* 0/{SCANNED_SILENTLY + 1} ", capsys.readouterr().err)
 
 
 def test_nothing_to_count(tmp_path):
-    write_scene(tmp_path, labels=np.full_like(LABELS, 255))
+    write_image(tmp_path, labels=np.full_like(LABELS, 255))
     with pytest.raises(DataError, match="annotations: no pixel has a class"):
-        open_scenes(str(tmp_path), "train")
-    write_scene(tmp_path, labels=np.zeros_like(LABELS))
+        open_segmentation(str(tmp_path), "train")
+    write_image(tmp_path, labels=np.zeros_like(LABELS))
     with pytest.raises(DataError, match="no pixel has a class"):
-        open_scenes(str(tmp_path), "train", reduce_zero_label=True)
+        open_segmentation(str(tmp_path), "train", reduce_zero_label=True)
 
 
 def test_ade20k_names(tmp_path):
-    write_scene(tmp_path)
+    write_image(tmp_path)
     table = tmp_path / "objectInfo150.txt"
     table.write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.2\t9\t1\twall\n2 \t0.1\t6\t6\tbuilding, edifice \n\n")
-    assert open_scenes(str(tmp_path), "train", reduce_zero_label=True).classes == ["wall", "building, edifice"]
+    assert open_segmentation(str(tmp_path), "train", reduce_zero_label=True).classes == ["wall", "building, edifice"]
     with pytest.raises(DataError, match=r"a\.png: label 2, expected 0 to 1, or 255 for none \(2 classes\)"):
-        open_scenes(str(tmp_path), "train")[0]  # reduce_zero_label forgotten
-    names(tmp_path, "x", "y", "z")  # goes first
-    assert open_scenes(str(tmp_path), "train").classes == ["x", "y", "z"]
+        open_segmentation(str(tmp_path), "train")[0]  # reduce_zero_label forgotten
+    names(tmp_path, "x", "y", "z")  # comes first
+    assert open_segmentation(str(tmp_path), "train").classes == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize(
@@ -186,10 +191,10 @@ def test_ade20k_names(tmp_path):
     ],
 )
 def test_wrong_ade20k_names(tmp_path, text, message):
-    write_scene(tmp_path)
+    write_image(tmp_path)
     (tmp_path / "objectInfo150.txt").write_text(text)
     with pytest.raises(DataError, match=r"objectInfo150\.txt: " + message):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
 
 
 @pytest.mark.parametrize(
@@ -203,28 +208,59 @@ def test_wrong_ade20k_names(tmp_path, text, message):
     ],
 )
 def test_wrong_names(tmp_path, text, message):
-    write_scene(tmp_path)
+    write_image(tmp_path)
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(DataError, match=r"classes\.json: " + message):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
 
 
-def test_names_that_are_no_text(tmp_path):
-    write_scene(tmp_path)
-    for name, kind in (("objectInfo150.txt", "text"), ("classes.json", "JSON")):
+def test_names_on_lines(tmp_path):
+    write_image(tmp_path)
+    path = tmp_path / "classes.txt"
+    path.write_bytes("\ufeffsky\r\nold tree \r\nStraße\r\n\r\n".encode())  # as an editor on Windows writes it
+    for split in ("train", "val"):
+        write_image(tmp_path, split={"train": "training", "val": "validation"}[split])
+        images = open_segmentation(str(tmp_path), split)
+        assert images.classes == ["sky", "old tree", "Straße"]
+        assert images[0][1].tolist() == LABELS.tolist()
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")  # comes after it
+    assert open_segmentation(str(tmp_path), "train").classes == ["sky", "old tree", "Straße"]
+    names(tmp_path, "x", "y", "z")  # comes first
+    assert open_segmentation(str(tmp_path), "train").classes == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a name on each line, but line 1 is empty"),
+        ("\n\n", "expected a name on each line, but line 1 is empty"),
+        ("a\n\nb\n", "expected a name on each line, but line 2 is empty"),
+        ("a\nb\na\n", "two classes are called 'a'"),
+    ],
+)
+def test_wrong_names_on_lines(tmp_path, text, message):
+    write_image(tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=r"classes\.txt: " + message):
+        open_segmentation(str(tmp_path), "train")
+
+
+def test_names_that_are_not_text(tmp_path):
+    write_image(tmp_path)
+    for name, kind in (("objectInfo150.txt", "text"), ("classes.txt", "text"), ("classes.json", "JSON")):
         (tmp_path / name).write_bytes(b"\xff\xfe\xff")
         with pytest.raises(DataError, match=f"{name}: not readable as {kind}"):
-            open_scenes(str(tmp_path), "train")
+            open_segmentation(str(tmp_path), "train")
 
 
 def test_classes_of_a_model(tmp_path):
-    write_scene(tmp_path)
-    # A folder without names has the model's, unread: the labels are held against them when images are.
-    assert open_scenes(str(tmp_path), "train", classes=["a", "b", "c", "d"]).classes == ["a", "b", "c", "d"]
+    write_image(tmp_path)
+    # A folder without names has the model's; labels are checked against them when they are read.
+    assert open_segmentation(str(tmp_path), "train", classes=["a", "b", "c", "d"]).classes == ["a", "b", "c", "d"]
     with pytest.raises(DataError, match="label 2, expected 0 to 1"):
-        open_scenes(str(tmp_path), "train", classes=["a", "b"])[0]
+        open_segmentation(str(tmp_path), "train", classes=["a", "b"])[0]
     names(tmp_path, "a", "b", "c")
-    assert open_scenes(str(tmp_path), "train", classes=["a", "b", "c"]).classes == ["a", "b", "c"]
+    assert open_segmentation(str(tmp_path), "train", classes=["a", "b", "c"]).classes == ["a", "b", "c"]
     for classes, message in (
         (["a", "b"], "3 classes, but the model knows 2; the model does not know c$"),
         (["a", "b", "d"], r"classes\.json: the model does not know c; missing are d$"),
@@ -232,69 +268,69 @@ def test_classes_of_a_model(tmp_path):
         (list("abcdefghij"), "the model knows 10; missing are d, e, f, g, h and 2 more$"),
     ):
         with pytest.raises(DataError, match=message):
-            open_scenes(str(tmp_path), "train", classes=classes)
+            open_segmentation(str(tmp_path), "train", classes=classes)
 
 
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="nowhere': no such folder"):
-        open_scenes(str(tmp_path / "nowhere"), "train")
+        open_segmentation(str(tmp_path / "nowhere"), "train")
     with pytest.raises(DataError, match="no images of the train split; looked for .*images/training and .*/train$"):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
     (tmp_path / "images" / "val").mkdir(parents=True)
     with pytest.raises(DataError, match="no annotations of the val split; looked for .*annotations/validation and"):
-        open_scenes(str(tmp_path), "val")
+        open_segmentation(str(tmp_path), "val")
     (tmp_path / "annotations" / "val").mkdir(parents=True)
     (tmp_path / "annotations" / "val" / ".hidden.png").touch()
     (tmp_path / "images" / "val" / "readme.txt").touch()
     with pytest.raises(DataError, match="the val split is empty"):
-        open_scenes(str(tmp_path), "val")
+        open_segmentation(str(tmp_path), "val")
 
 
-def test_images_and_annotations_that_stand_alone(tmp_path):
+def test_images_and_annotations_without_partner(tmp_path):
     names(tmp_path, "a", "b", "c")
     for name in "abcd":
-        write_scene(tmp_path, name)
+        write_image(tmp_path, name)
     annotations = tmp_path / "annotations" / "training"
-    (annotations / "b.png").rename(annotations / "b.jpg")  # an annotation in another format is none
+    (annotations / "b.png").rename(annotations / "b.jpg")  # only PNG files are annotations
     (annotations / "c.png").unlink()
     with pytest.raises(DataError, match=r"images/training/b\.png: no annotation in .*training; 2 of 4 images have"):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
     for name in "abc":
         (tmp_path / "images" / "training" / f"{name}.png").unlink()
     with pytest.raises(DataError, match=r"annotations/training/a\.png: no image in .*; 1 of 2 annotations have none"):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
 
 
-def test_two_images_of_a_name(tmp_path):
-    write_scene(tmp_path)
-    write_scene(tmp_path, suffix=".jpg")
+def test_two_images_of_one_name(tmp_path):
+    write_image(tmp_path)
+    write_image(tmp_path, suffix=".jpg")
     with pytest.raises(DataError, match=r"a\.png: of the same name as a\.jpg"):
-        open_scenes(str(tmp_path), "train")
+        open_segmentation(str(tmp_path), "train")
 
 
 def test_sizes_that_differ(tmp_path):
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path, size=(3, 5))
+    write_image(tmp_path, size=(3, 5))
     with pytest.raises(DataError, match=r"images/training/a.png is 3 x 5, .*annotations/training/a.png 5 x 3$"):
-        open_scenes(str(tmp_path), "train")[0]
+        open_segmentation(str(tmp_path), "train")[0]
 
 
 def test_labels_outside_the_classes(tmp_path):
     names(tmp_path, "a", "b")
-    write_scene(tmp_path)
+    write_image(tmp_path)
     with pytest.raises(DataError, match=r"annotations/training/a\.png: label 2, expected 0 to 1, or 255 for none"):
-        open_scenes(str(tmp_path), "train")[0]
+        open_segmentation(str(tmp_path), "train")[0]
     with pytest.raises(DataError, match="label 255, expected 0 to 2, or 254 for none"):
-        open_scenes(str(tmp_path), "train", ignore_label=254, reduce_zero_label=True)[0]
+        open_segmentation(str(tmp_path), "train", ignore_label=254, reduce_zero_label=True)[0]
 
 
 def test_ignored_labels_that_are_classes(tmp_path):
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path)
+    write_image(tmp_path)
     for ignored, reduced in ((2, False), (3, True), (0, True)):
         with pytest.raises(DataError, match=f"ignore_label {ignored} is one of the 3 classes"):
-            open_scenes(str(tmp_path), "train", ignore_label=ignored, reduce_zero_label=reduced)
-    images = open_scenes(str(tmp_path), "train", ignore_label=3)
+            open_segmentation(str(tmp_path), "train", ignore_label=ignored, reduce_zero_label=reduced)
+    images = open_segmentation(str(tmp_path), "train", ignore_label=3)
     with pytest.raises(DataError, match="label 255, expected 0 to 2, or 3 for none"):
         images[0]
 
@@ -305,26 +341,26 @@ def test_ignored_labels_that_are_classes(tmp_path):
 )
 def test_annotations_of_other_kinds(tmp_path, mode, found):
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path, labels=Image.new(mode, (5, 3)))
+    write_image(tmp_path, labels=Image.new(mode, (5, 3)))
     with pytest.raises(DataError, match=rf"a\.png: {found}; labels are one channel of 8 or 16 bits, or the indices"):
-        open_scenes(str(tmp_path), "train")[0]
+        open_segmentation(str(tmp_path), "train")[0]
 
 
 def test_annotations_of_four_bits(tmp_path):
     """Decoders stretch 1 of 15 to 17 of 255."""
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path, labels=np.zeros((2, 8), dtype=np.uint8))
+    write_image(tmp_path, labels=np.zeros((2, 8), dtype=np.uint8))
     path = tmp_path / "annotations" / "training" / "a.png"
     write_png(path, [b"\x01\x20\x00\x11"] * 2, 4, 0)
     with pytest.raises(DataError, match="4-bit grayscale"):
-        open_scenes(str(tmp_path), "train")[0]
+        open_segmentation(str(tmp_path), "train")[0]
     write_png(path, [b"\0\1\2\0\0\0\1\1"] * 2, 8, 0)
-    assert open_scenes(str(tmp_path), "train")[0][1][1].tolist() == [0, 1, 2, 0, 0, 0, 1, 1]
+    assert open_segmentation(str(tmp_path), "train")[0][1][1].tolist() == [0, 1, 2, 0, 0, 0, 1, 1]
 
 
 def test_damaged_files_are_named(tmp_path):
     names(tmp_path, "a", "b", "c")
-    write_scene(tmp_path)
+    write_image(tmp_path)
     path = tmp_path / "annotations" / "training" / "a.png"
     whole = path.read_bytes()
     Image.fromarray(LABELS).save(path, "JPEG")
@@ -332,10 +368,10 @@ def test_damaged_files_are_named(tmp_path):
     for damage in (whole[: len(whole) // 2], b"", jpeg):
         path.write_bytes(damage)
         with pytest.raises(DataError, match=r"annotations/training/a\.png: not a readable PNG"):
-            open_scenes(str(tmp_path), "train")[0]
+            open_segmentation(str(tmp_path), "train")[0]
     (tmp_path / "images" / "training" / "a.png").write_bytes(b"?")
     with pytest.raises(DataError, match=r"images/training/a\.png: not a readable image"):
-        open_scenes(str(tmp_path), "train")[0]
+        open_segmentation(str(tmp_path), "train")[0]
 
 
 @pytest.fixture
@@ -349,7 +385,7 @@ def one_thread():
 
 def test_camvid(shared_data, one_thread):
     root = str(shared_data / "camvid")
-    train, val = open_scenes(root, "train"), open_scenes(root, "val")
+    train, val = open_segmentation(root, "train"), open_segmentation(root, "val")
     assert (len(train), len(val), len(train.classes)) == (367, 101, 11)
     metrics = SegmentationMetrics(11)
     for i in range(len(val)):

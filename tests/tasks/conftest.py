@@ -65,5 +65,5 @@ def scenes(tmp_path_factory):
                 labels[top : top + h, left : left + w] = label + 1
             Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
             Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
-    (root / "classes.json").write_text(json.dumps(["background", "red", "green"]))
+    (root / "classes.txt").write_text("background\nred\ngreen\n")
     return root

@@ -22,26 +22,26 @@ from deformvit.errors import DataError
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
 """Names that the folder of a split may have, in order of preference."""
 VALUES = 1 << 16
-"""Numbers that an annotation of 16 bits can hold."""
-OUTSIDE = -(1 << 31)
-"""Where the table of labels has no class; no ignore_label in use is as small."""
-QUIET = 500
-"""Annotations that are scanned without a progress bar."""
+"""Values of a pixel in an annotation of 16 bits."""
+NO_CLASS = -(1 << 31)
+"""Marks values that are not a class in the look-up table of labels; any ignore_label in use is larger."""
+SCANNED_SILENTLY = 500
+"""So many annotations are scanned without a progress bar."""
 
 
-class SceneImages(Dataset[Any]):
-    """Images and their labels, one for every pixel; made by :func:`open_scenes`.
+class SegmentationImages(Dataset[Any]):
+    """Images with a class label for every pixel, as :func:`open_segmentation` finds them.
 
-    An item is ``(image, labels)``, uint8 ``tv_tensors.Image`` (3, H, W) in RGB and ``tv_tensors.Mask`` (H, W) with
-    classes from 0 or ``ignore_label``, uint8 where these fit and int64 otherwise; or what ``transform`` makes of the
-    two. Reading an item raises :class:`DataError`, which names the file, when one of the two cannot be read, their
-    sizes differ, the annotation is not one channel of 8 or 16 bits or a palette, or a label is no class.
+    An item is ``(image, labels)``, or what ``transform`` returns for the two: a ``tv_tensors.Image`` uint8 (3, H, W) in
+    RGB, and a ``tv_tensors.Mask`` (H, W) of classes from 0 or ``ignore_label``, uint8 where these fit and int64
+    otherwise. Reading an item raises :class:`DataError`, which names the file, when one of the two cannot be read,
+    their sizes differ, the annotation is not one channel of 8 or 16 bits or a palette, or a label is not a class.
 
     Args:
-        pairs: files of the images and their annotations.
+        files: each image with its annotation.
         classes: names of the classes.
         transform: called with image and labels.
-        ignore_label: what pixels without a class have, in the files too.
+        ignore_label: label of pixels without a class, in the files too.
         reduce_zero_label: 0 in the files means no class, and the classes count from 1.
 
     Attributes:
@@ -54,7 +54,7 @@ class SceneImages(Dataset[Any]):
 
     def __init__(
         self,
-        pairs: list[tuple[Path, Path]],
+        files: list[tuple[Path, Path]],
         classes: list[str],
         transform: Callable[..., Any] | None = None,
         *,
@@ -63,13 +63,13 @@ class SceneImages(Dataset[Any]):
     ) -> None:
         if 0 <= ignore_label < len(classes) + reduce_zero_label:
             raise DataError(f"ignore_label {ignore_label} is one of the {len(classes)} classes; choose a larger one")
-        self.pairs = pairs
+        self.files = files
         self.classes = classes
         self.transform = transform
         self.ignore_label = ignore_label
         first = int(reduce_zero_label)
-        # Labels of files -> classes, so that one look-up shifts, ignores and finds what is no class.
-        self._table = np.full(VALUES, OUTSIDE, dtype=np.int64)
+        # Values in files -> classes: one look-up shifts labels, ignores some, and finds those that are not a class.
+        self._table = np.full(VALUES, NO_CLASS, dtype=np.int64)
         self._table[:first] = ignore_label
         self._table[first : first + len(classes)] = np.arange(len(classes))
         if 0 <= ignore_label < VALUES:
@@ -78,14 +78,14 @@ class SceneImages(Dataset[Any]):
         self._dtype = np.uint8 if len(classes) <= 255 and 0 <= ignore_label <= 255 else np.int64
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.files)
 
     def image_path(self, index: int) -> Path:
         """File of an image."""
-        return self.pairs[index][0]
+        return self.files[index][0]
 
     def __getitem__(self, index: int) -> Any:
-        path, annotation = self.pairs[index]
+        path, annotation = self.files[index]
         image: Tensor = F.pil_to_tensor(decode(path, str(path)))
         labels = self._labels(annotation)
         if labels.shape != image.shape[1:]:
@@ -97,14 +97,14 @@ class SceneImages(Dataset[Any]):
     def _labels(self, path: Path) -> NDArray[np.generic]:
         raw = read_annotation(path)
         labels = self._table[raw]
-        outside = labels == OUTSIDE
+        outside = labels == NO_CLASS
         if outside.any():
             value = raw[outside].min()
             raise DataError(f"{path}: label {value}, expected {self._expected} ({len(self.classes)} classes)")
         return labels.astype(self._dtype)
 
 
-def open_scenes(
+def open_segmentation(
     root: str,
     split: Literal["train", "val"],
     transform: Callable[..., Any] | None = None,
@@ -112,36 +112,36 @@ def open_scenes(
     ignore_label: int = 255,
     reduce_zero_label: bool = False,
     classes: list[str] | None = None,
-) -> SceneImages:
+) -> SegmentationImages:
     """The images of a split of a folder in ADE20K's layout.
 
     ``images/training``, ``images/validation`` and the same below ``annotations`` (or ``train`` and ``val``) hold images
-    and annotations of the same names; annotations are PNG. The names of the classes are read from ``classes.json``, a
-    list, or ADE20K's own ``objectInfo150.txt``. A folder without either has ``classes``; if these are not given, it
-    has as many as the largest label in the annotations of both splits says, and their numbers as names. That reads
-    every annotation, so give large folders a ``classes.json``.
+    and annotations of the same names; annotations are PNG. The names of the classes are read from ``classes.json`` (a
+    list), ``classes.txt`` (a name on each line) or ADE20K's own ``objectInfo150.txt``, the first of them that is there.
+    A folder without names has ``classes``; if these are not given either, the classes are numbered up to the largest
+    label in the annotations of both splits. That reads every annotation, so give large folders a file of names.
 
     Args:
         root: the folder.
         split: "train" or "val".
-        transform: called with image and labels, see :class:`SceneImages`.
-        ignore_label: what pixels without a class have.
+        transform: called with image and labels, see :class:`SegmentationImages`.
+        ignore_label: label of pixels without a class.
         reduce_zero_label: 0 means no class and the classes count from 1, as in ADE20K.
         classes: names of the classes that a model knows.
 
     Raises:
-        DataError: nothing there, with what was looked for; images without annotation or annotations without image;
-            names that cannot be read, or others than ``classes``; an ignored label that is a class too.
+        DataError: no such folders, with what was looked for; images without annotation or annotations without image;
+            names that cannot be read or differ from ``classes``; ``ignore_label`` is the number of a class.
     """
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"data.root {root!r}: no such folder")
-    pairs = _pairs(path, split)
+    files = _files(path, split)
     names, source = _names(path)
     if names and classes and names != classes:
         raise DataError(f"{source}: {_difference(names, classes)}")
     names = names or classes or _numbers(path, ignore_label, reduce_zero_label)
-    return SceneImages(pairs, names, transform, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+    return SegmentationImages(files, names, transform, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
 
 
 def _folder(root: Path, kind: str, split: str) -> Path:
@@ -164,49 +164,61 @@ def _by_stem(folder: Path, suffixes: Set[str]) -> dict[str, Path]:
     return found
 
 
-def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+def _files(root: Path, split: str) -> list[tuple[Path, Path]]:
     """Images and annotations of the same names."""
-    folders = _folder(root, "images", split), _folder(root, "annotations", split)
-    images, annotations = _by_stem(folders[0], IMAGE_SUFFIXES), _by_stem(folders[1], {".png"})
+    image_folder, annotation_folder = _folder(root, "images", split), _folder(root, "annotations", split)
+    images, annotations = _by_stem(image_folder, IMAGE_SUFFIXES), _by_stem(annotation_folder, {".png"})
     if not images and not annotations:
-        raise DataError(f"{folders[0]}: the {split} split is empty")
-    for these, those, what, missing in (
-        (images, annotations, "images", f"no annotation in {folders[1]}"),
-        (annotations, images, "annotations", f"no image in {folders[0]}"),
+        raise DataError(f"{image_folder}: the {split} split is empty")
+    for files, others, kind, lacking in (
+        (images, annotations, "images", f"no annotation in {annotation_folder}"),
+        (annotations, images, "annotations", f"no image in {image_folder}"),
     ):
-        alone = [these[stem] for stem in these if stem not in those]
-        if alone:
-            raise DataError(f"{alone[0]}: {missing}; {len(alone)} of {len(these)} {what} have none")
+        unmatched = [file for stem, file in files.items() if stem not in others]
+        if unmatched:
+            raise DataError(f"{unmatched[0]}: {lacking}; {len(unmatched)} of {len(files)} {kind} have none")
     return [(path, annotations[stem]) for stem, path in images.items()]
 
 
 def _names(root: Path) -> tuple[list[str], Path]:
-    """Names of the classes and the file that has them; none where there is no such file."""
-    path = root / "classes.json"
-    if path.exists():
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not readable as JSON ({error})") from error
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-            raise DataError(f"{path}: expected a list of names")
-    else:
-        path = root / "objectInfo150.txt"
-        names = _ade20k_names(path) if path.exists() else []
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise DataError(f"{path}: two classes are called {twice!r}")
-    return names, path
+    """Names of the classes and the file they are read from; no names where there is no such file."""
+    readers = (("classes.json", _json_names), ("classes.txt", _text_names), ("objectInfo150.txt", _ade20k_names))
+    for file, read in readers:
+        path = root / file
+        if path.exists():
+            names = read(path)
+            repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if repeated is not None:
+                raise DataError(f"{path}: two classes are called {repeated!r}")
+            return names, path
+    return [], root
+
+
+def _json_names(path: Path) -> list[str]:
+    """A list of names."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{path}: expected a list of names")
+    return names
+
+
+def _text_names(path: Path) -> list[str]:
+    """A name on each line."""
+    names = [line.strip() for line in _lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if not names or "" in names:
+        raise DataError(f"{path}: expected a name on each line, but line {[*names, ''].index('') + 1} is empty")
+    return names
 
 
 def _ade20k_names(path: Path) -> list[str]:
     """Last column of a tab-separated table with a header; the first column counts from 1."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as text ({error})") from error
     names: list[str] = []
-    for line in filter(str.strip, lines[1:]):
+    for line in filter(str.strip, _lines(path)[1:]):
         number, *rest = (cell.strip() for cell in line.split("\t"))
         if number != str(len(names) + 1) or not rest or not rest[-1]:
             raise DataError(f"{path}: expected class {len(names) + 1} and its name in columns, found {line!r}")
@@ -216,13 +228,21 @@ def _ade20k_names(path: Path) -> list[str]:
     return names
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as text ({error})") from error
+
+
 def _numbers(root: Path, ignore_label: int, reduce_zero_label: bool) -> list[str]:
-    """Numbers of the classes that the annotations of all splits have, found by reading them."""
+    """Numbers up to the largest label in the annotations of all splits, as names; reads every annotation."""
     folders = [root / "annotations" / name for names in SPLITS.values() for name in names]
     files = [file for folder in folders if folder.is_dir() for file in _by_stem(folder, {".png"}).values()]
-    shown: Iterable[Path] = tqdm(files, desc="count classes", unit="file", leave=False, disable=len(files) <= QUIET)
+    silent = len(files) <= SCANNED_SILENTLY
+    progress: Iterable[Path] = tqdm(files, desc="count classes", unit="file", leave=False, disable=silent)
     largest = -1
-    for file in shown:
+    for file in progress:
         labels = read_annotation(file)
         counted = labels[labels != ignore_label]
         largest = max(largest, int(counted.max()) if counted.size else -1)
@@ -233,13 +253,13 @@ def _numbers(root: Path, ignore_label: int, reduce_zero_label: bool) -> list[str
 
 
 def _difference(found: list[str], known: list[str]) -> str:
-    """What distinguishes the classes of a folder from those that a model knows."""
+    """How the classes of a folder differ from those that a model knows."""
     parts = [f"{len(found)} classes, but the model knows {len(known)}"] if len(found) != len(known) else []
-    for text, these, those in (("the model does not know", found, known), ("missing are", known, found)):
-        alone = [name for name in these if name not in those]
-        if alone:
-            more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-            parts.append(f"{text} {', '.join(alone[:5])}{more}")
+    for text, names, others in (("the model does not know", found, known), ("missing are", known, found)):
+        unmatched = [name for name in names if name not in others]
+        if unmatched:
+            more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+            parts.append(f"{text} {', '.join(unmatched[:5])}{more}")
     if not parts:
         i = next(i for i in range(len(found)) if found[i] != known[i])
         parts.append(f"another order of classes: number {i} is {found[i]!r}, for the model {known[i]!r}")

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from deformvit import distributed
 from deformvit.config import SegmentationConfig, SegmentationDataConfig
-from deformvit.data import segmentation as scenes
 from deformvit.data import segmentation_transforms as transforms
+from deformvit.data.segmentation import SegmentationImages, open_segmentation
 from deformvit.errors import UserError
 from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
@@ -32,7 +32,7 @@ class Segmentation:
     def __init__(self, config: SegmentationConfig) -> None:
         self.config = config
         data = config.data
-        self.train_set = scenes.open_scenes(
+        self.train_set = open_segmentation(
             data.root, "train", transforms.train_transform(data), ignore_label=data.ignore_label,
             reduce_zero_label=data.reduce_zero_label,
         )  # fmt: skip
@@ -75,9 +75,9 @@ class Segmentation:
         files.save_model(path, model, describe_segmenter(model, self.classes, metrics, reduce_zero_label=reduce))
 
 
-def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> scenes.SceneImages:
+def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> SegmentationImages:
     """The validation images of a folder, for a model that knows ``classes``."""
-    return scenes.open_scenes(
+    return open_segmentation(
         data.root, "val", transforms.eval_transform(data), ignore_label=data.ignore_label,
         reduce_zero_label=data.reduce_zero_label, classes=classes,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> scenes.
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, batches: Evaluated[scenes.SceneImages], data: SegmentationDataConfig, device: torch.device,
+    model: Segmenter, batches: Evaluated[SegmentationImages], data: SegmentationDataConfig, device: torch.device,
     progress: bool, names: list[str] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """mIoU, mAcc and aAcc over all readable images at their own size, and the IoU of every class of ``names``.
