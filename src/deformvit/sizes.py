@@ -1,4 +1,7 @@
-"""The size that an image is resized to: one rule for training, evaluation and prediction."""
+"""The size to which detectors and segmenters resize an image, in training, evaluation and prediction.
+
+Classifiers see squares of one size instead: :mod:`deformvit.data.classification_transforms`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections.abc import Sequence
 
 
 def fit(size: Sequence[int], scale: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
-    """Height and width of an image resized to fit into ``factor`` times ``scale``, its aspect kept.
+    """Height and width of an image resized to fit into ``factor`` times ``scale``, keeping its aspect ratio.
 
     Args:
         size: height and width in pixels.
-        scale: lengths that the shorter and the longer side may have, in pixels; one of the two is reached.
+        scale: greatest lengths of the shorter and the longer side in pixels, in either order; one of them is reached.
         factor: multiple of the scale.
     """
     height, width = size

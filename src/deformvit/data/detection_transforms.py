@@ -12,25 +12,24 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from deformvit.config import DetectionDataConfig
+from deformvit.sizes import fit
 
 Target = dict[str, Tensor]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Tensor, Target]]
 
 
 class ShortestSize(v2.RandomShortestSize):
-    """Resizes so that the shorter side is one of the sizes, or smaller if the longer would exceed the largest.
+    """Resizes to :func:`deformvit.sizes.fit`, the shorter side being one of the sizes at random.
 
-    torchvision's rounds down, to 799 from 800 and to nothing for a line of pixels, and reads masks at the corners of
-    pixels instead of their centres, up to half a pixel beside the image.
+    torchvision's own rounds down, to 799 instead of 800 and to 0 for an image one pixel wide, and resizes masks by
+    NEAREST, which shifts them by up to half a pixel against the image.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
+        size = v2.query_size(flat_inputs)
         shorter = self.min_size[int(torch.randint(len(self.min_size), ()))]
-        ratio = shorter / min(height, width)
-        if self.max_size is not None:
-            ratio = min(ratio, self.max_size / max(height, width))
-        return {"size": (max(round(height * ratio), 1), max(round(width * ratio), 1))}
+        longest = self.max_size or shorter * max(size)  # where there is no limit, one that no image exceeds
+        return {"size": fit(size, (min(shorter, longest), longest))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         mode = v2.InterpolationMode.NEAREST_EXACT if isinstance(inpt, tv_tensors.Mask) else self.interpolation
@@ -38,7 +37,7 @@ class ShortestSize(v2.RandomShortestSize):
 
 
 class CropBetween(v2.Transform):
-    """Crops a random part whose sides are drawn from low to high, each as far as the image has so many pixels."""
+    """Crops a random part; each side is drawn from ``low`` to ``high`` pixels, at most the image's own."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
@@ -56,16 +55,16 @@ class CropBetween(v2.Transform):
 
 
 def _draw(low: int, high: int) -> int:
-    """A whole number from low to high."""
+    """A random integer from low to high, both included."""
     return int(torch.randint(low, high + 1, ()))
 
 
-class _Plain:
-    """Plain tensors: the image float32 from 0 to 1, boxes float32, and the rest of the target as it is.
+class _ToTensors:
+    """To plain tensors: the image float32 from 0 to 1; boxes, masks and labels keep their types.
 
     Args:
-        smallest: objects whose box has a shorter side, in pixels, are left out, and so are those without a pixel in
-            their mask; 0 keeps all.
+        smallest: pixels; objects whose box has a shorter side are left out, and so are those with an empty mask. 0
+            keeps all objects.
     """
 
     def __init__(self, smallest: float) -> None:
@@ -87,13 +86,13 @@ def train_transform(data: DetectionDataConfig) -> Transform:
 
     Takes an image uint8 (3, H, W) and its target as :class:`deformvit.data.detection.CocoImages` gives them. Returns
     plain tensors: the image float32 (3, h, w) from 0 to 1, not normalised, and the target with ``boxes`` float32 (N, 4)
-    and ``masks`` uint8 (N, h, w) of the objects that are left, at least a pixel wide and high. Boxes are clipped by
-    crops, not drawn anew around what is left of the masks, as usual in training on COCO.
+    and ``masks`` uint8 (N, h, w) of the remaining objects, which are at least one pixel wide and high. Crops clip
+    boxes and do not shrink them to the remaining mask, as usual in training on COCO.
     """
     resize = ShortestSize(data.min_size, data.max_size, antialias=True)
     steps: list[Any] = [v2.RandomPhotometricDistort()] if data.color else []
     if data.crop == "branch":
-        # DETR's numbers are for shorter sides up to 800.
+        # DETR's sizes are for shorter sides up to 800 pixels.
         scale = max(data.min_size) / 800
         first, low, high = [round(side * scale) for side in (400, 500, 600)], round(384 * scale), round(600 * scale)
         steps.append(v2.RandomChoice([resize, v2.Compose([ShortestSize(first), CropBetween(low, high), resize])]))
@@ -102,9 +101,9 @@ def train_transform(data: DetectionDataConfig) -> Transform:
         if data.crop == "square":
             steps.append(CropBetween(data.crop_size, data.crop_size))
     steps += [v2.RandomHorizontalFlip(data.hflip), v2.RandomVerticalFlip(data.vflip), v2.ClampBoundingBoxes()]
-    return v2.Compose([*steps, _Plain(smallest=1)])
+    return v2.Compose([*steps, _ToTensors(smallest=1)])
 
 
 def eval_transform() -> Transform:
     """The image float32 (3, H, W) from 0 to 1 at its own size and the target as plain tensors, all objects kept."""
-    return _Plain(smallest=0)
+    return _ToTensors(smallest=0)
