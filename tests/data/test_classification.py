@@ -1,4 +1,4 @@
-"""Where images come from, and what is said when they don't."""
+"""Classification images: where they are found, how they are prepared, and the messages when they are not there."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_other_layouts(tmp_path):
         open_split(str(single), "val")
 
 
-def test_folder_pickles_for_workers_started_anew(tmp_path):
+def test_folder_pickles_for_spawned_workers(tmp_path):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(png(7))

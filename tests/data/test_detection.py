@@ -1,4 +1,4 @@
-"""Images with boxes and masks in COCO's format: what is read, what is left out and what is said about it."""
+"""Images with boxes and masks in COCO's format: what is read, what is left out, and the messages."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_masks_stay_with_their_objects(tmp_path):
     assert data.dropped == {"objects without a usable mask": 1}
 
 
-def test_crowds_are_left_out_in_silence(tmp_path):
+def test_crowds_are_left_out_without_a_message(tmp_path):
     crowd = annotation(2, iscrowd=1, segmentation=uncompressed(PIXELS))
     data = open_coco(write(tmp_path, [annotation(1, iscrowd=0), crowd]), "train")
     assert len(data[0][1]["labels"]) == 1
@@ -181,7 +181,7 @@ UNUSABLE = {
     "short": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 5]}), "with a malformed mask"),
     "below 0": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": [-5, 1505]}), "with a malformed mask"),
     "halves": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": [0.5, 1499.5]}), "with a malformed mask"),
-    # Of these two, faster_coco_eval compares the first for ever and refuses the second.
+    # faster_coco_eval never returns from comparing the first of these two, and refuses the second.
     "short string": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "05"}), "with a malformed mask"),
     "cut string": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": "0S"}), "with a malformed mask"),
     "unfinished": (annotation(segmentation=UNFINISHED), "with a malformed mask"),
@@ -355,7 +355,7 @@ def test_boxes_do_for_boxes_only(tmp_path, segmentation, number):
         del bare["segmentation"]
     root = write(tmp_path, [bare])
     with pytest.raises(
-        DataError, match=r"train\.json: annotation 5 has a box but no segmentation; a model of masks needs"
+        DataError, match=r"train\.json: annotation 5 has a box but no segmentation; systems that predict masks need"
     ):
         open_coco(root, "train")
     assert len(open_coco(root, "train", masks=False)[0][1]["labels"]) == 1
@@ -368,9 +368,9 @@ def test_boxes_do_for_boxes_only(tmp_path, segmentation, number):
             [{"id": 1, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}],
             "image id 1 belongs to 1.png and to 2.png",
         ),
-        ([{"id": "1", "file_name": "1.png"}], "images need a whole number as id and a file_name, found {'id': '1'"),
-        ([{"id": 1}], "images need a whole number as id and a file_name"),
-        (["1.png"], "images need a whole number as id and a file_name, found '1.png'"),
+        ([{"id": "1", "file_name": "1.png"}], "images need an integer id and a file_name, found {'id': '1'"),
+        ([{"id": 1}], "images need an integer id and a file_name"),
+        (["1.png"], "images need an integer id and a file_name, found '1.png'"),
         ([], "no list of images"),
     ],
 )
@@ -393,7 +393,7 @@ def test_images_listed_again_are_taken_once(tmp_path):
     ("categories", "message"),
     [
         ([], "no list of categories"),
-        ([{"id": 1}], "categories need a whole number as id and a name"),
+        ([{"id": 1}], "categories need an integer id and a name"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "two categories have the id 1 or the name b"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "two categories have the id 2 or the name a"),
     ],
@@ -403,8 +403,8 @@ def test_damaged_categories_are_refused(tmp_path, categories, message):
         open_coco(write(tmp_path, [], categories=categories), "train")
 
 
-def test_annotations_that_are_no_objects_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"train\.json: annotations must be objects, found 'cat'"):
+def test_annotations_that_are_not_json_objects_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"train\.json: annotations must be JSON objects, found 'cat'"):
         open_coco(write(tmp_path, ["cat"]), "train")
 
 

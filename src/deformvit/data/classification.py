@@ -22,7 +22,7 @@ SAMPLES = Path(__file__).parent / "samples"
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 """Names that a split may have, in order of preference."""
 IN_MEMORY = 2 << 30
-"""Bytes of parquet files that are read at once; larger sets are read by their row groups."""
+"""Parquet files of so many bytes in all are read into memory; larger sets are read row group by row group."""
 CACHE = Path.home() / ".cache" / "deformvit"
 """Where shards from URLs are kept."""
 
@@ -46,7 +46,7 @@ class ParquetImages(Dataset[tuple[Any, int]]):
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{', '.join(map(str, files))}: not readable as parquet ({error})") from error
         self.name = str(files[0]) if len(files) == 1 else str(files[0].parent)
-        image, label, known = _columns(table.schema, self.name)
+        image, label, names = _columns(table.schema, self.name)
         if "split" in table.column_names:
             present = set(table["split"].unique().to_pylist())
             table = table.filter(
@@ -57,9 +57,9 @@ class ParquetImages(Dataset[tuple[Any, int]]):
             images = pc.struct_field(images, "bytes")
         self.images = images.cast(pa.large_binary()).combine_chunks()  # 64-bit offsets: more than 2 GiB of images
         self.labels: list[int] = table[label].to_pylist()
-        if not known and not pa.types.is_integer(table[label].type):
+        if not names and not pa.types.is_integer(table[label].type):
             raise DataError(f"{self.name}: column {label} must hold class numbers, found {table[label].type}")
-        self.classes: list[str] = known or [str(i) for i in range(max(self.labels, default=-1) + 1)]
+        self.classes: list[str] = names or [str(i) for i in range(max(self.labels, default=-1) + 1)]
         for row, value in enumerate(self.labels):
             if not isinstance(value, int) or not 0 <= value < len(self.classes):
                 raise DataError(f"{self.name}: row {row} has label {value}, expected 0 to {len(self.classes) - 1}")
@@ -79,18 +79,18 @@ class ParquetImages(Dataset[tuple[Any, int]]):
 def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     """Names of the image column and the label column, and names of the classes if the file has them."""
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    found = []
-    for kind, usual in (("Image", ("image", "img")), ("ClassLabel", ("label", "fine_label", "labels"))):
+    columns = []
+    for kind, usual_names in (("Image", ("image", "img")), ("ClassLabel", ("label", "fine_label", "labels"))):
         declared = [column for column, feature in features.items() if feature.get("_type") == kind]
-        column = next((column for column in (*declared, *usual) if column in schema.names), None)
+        column = next((column for column in (*declared, *usual_names) if column in schema.names), None)
         if column is None:
             raise DataError(f"{name}: no {kind} column among {', '.join(schema.names)}")
-        found.append(column)
-    return found[0], found[1], features.get(found[1], {}).get("names")
+        columns.append(column)
+    return columns[0], columns[1], features.get(columns[1], {}).get("names")
 
 
 def open_parquet(files: list[Path], split: str, transform: Transform | None) -> ParquetImages | ParquetShards:
-    """Parquet files of a split: in memory if they are small, else by their row groups."""
+    """Parquet files of a split: in memory if they are small, otherwise row group by row group."""
     if sum(file.stat().st_size for file in files) <= IN_MEMORY:
         return ParquetImages(files, split, transform)
     import pyarrow as pa
@@ -204,15 +204,15 @@ def open_split(
         seed: chooses the images that are held out.
 
     Raises:
-        DataError: nothing there, with what was looked for.
+        DataError: no such images, with what was looked for.
         UserError: ``holdout`` is not at least 0 and below 1.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout must be at least 0 and below 1, got {holdout}")
     if root.startswith(("http://", "https://")):
-        fetched = open_tar(root, split, SPLITS[split], transform, cache)
-        assert fetched is not None  # a URL has shards or raises
-        return fetched
+        shards = open_tar(root, split, SPLITS[split], transform, cache)
+        assert shards is not None  # a URL has shards or raises
+        return shards
     path = SAMPLES / "fashion_mnist.parquet" if root == "sample" else Path(root)
     if not path.exists():
         raise DataError(f"data.root {root!r}: no such file or folder")
@@ -241,10 +241,10 @@ def _open_folder(
         images = FolderImages(training, transform)
         images.keep(split, holdout, seed)
         return images
-    found = training if split == "train" else validation
-    if isinstance(found, list):
-        return open_parquet(found, split, transform)
-    return FolderImages(found, transform) if found else None
+    source = training if split == "train" else validation
+    if isinstance(source, list):
+        return open_parquet(source, split, transform)
+    return FolderImages(source, transform) if source else None
 
 
 def _find(path: Path, split: str) -> list[Path] | Path | None:

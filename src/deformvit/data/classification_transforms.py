@@ -65,7 +65,7 @@ def eval_transform(
 def _middle(image: Image.Image) -> Image.Image:
     """The middle of an image that is more than eight times as long as wide.
 
-    A line of pixels, its shorter side resized, would be a picture of gigabytes, of which the centre crop keeps little.
+    Resizing the shorter side of a very narrow image would make gigabytes of pixels, of which the centre crop keeps few.
     """
     width, height = image.size
     longest = 8 * min(width, height)

@@ -1,4 +1,4 @@
-"""What is done to an image and its labels before they reach a segmentation network."""
+"""Augmentation of images with a class label for every pixel, and their preparation for evaluation."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from deformvit.config import SegmentationDataConfig
 from deformvit.errors import UserError
 from deformvit.sizes import fit
 
-SceneTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """uint8 image (3, H, W) and labels (H, W) -> float32 image in [0, 1] and int64 labels of the same size."""
 REDRAWS = 10
-"""How often a crop is drawn again in which one class covers too much."""
+"""How often at most a crop is drawn again because one class covers too much of it."""
 
 
-def train_transform(data: SegmentationDataConfig) -> SceneTransform:
-    """Random resize, crop, flip and distortion of colours; what the crop lacks at the bottom and right is filled.
+def train_transform(data: SegmentationDataConfig) -> Transform:
+    """Random resize, crop, flip and photometric distortion; smaller images are filled up at the bottom and right.
 
     The result is (3, crop_size, crop_size), not normalised, and (crop_size, crop_size). Filled pixels have the colour
     ``data.mean``, which is 0 after normalisation, and ``data.ignore_label``. All randomness comes from torch's
     generator.
 
     Raises:
-        UserError: ``data.ratio_range`` is no range of positive factors.
+        UserError: ``data.ratio_range`` is not a range of positive factors.
     """
     low, high = data.ratio_range
     if not 0 < low <= high:
         raise UserError(f"data.ratio_range must be two positive factors, the smaller first, got {data.ratio_range}")
-    return _Training(data)
+    return _TrainTransform(data)
 
 
-def eval_transform(_data: SegmentationDataConfig) -> SceneTransform:
-    """Image and labels at their own size, the image not normalised: models resize, and predict at the image's size."""
-    return _whole
+def eval_transform(_data: SegmentationDataConfig) -> Transform:
+    """Image and labels at their own size, not normalised: segmenters resize and normalise, and predict at that size."""
+    return _unchanged
 
 
 def distort(image: Tensor) -> Tensor:
     """Random brightness, contrast, saturation and hue of an image (3, H, W) in [0, 1], each for half of the images.
 
-    The ranges are SSD's as segmentation recipes have them: 32 of 255 are added or taken away, contrast and saturation
-    multiply by 0.5 to 1.5, hues turn by up to 36 degrees. Contrast comes before saturation and hue or after them.
-    Unlike torchvision's RandomPhotometricDistort it keeps the channels in order, which pretrained networks rely on.
+    The ranges are SSD's as in published segmentation recipes: up to 32 of 255 is added or subtracted, contrast and
+    saturation are multiplied by 0.5 to 1.5, hues rotate by up to 36 degrees. Contrast comes before saturation and hue
+    or after them. Unlike torchvision's RandomPhotometricDistort this keeps the order of the channels.
     """
     if _coin(0.5):
         image = (image + _uniform(-32 / 255, 32 / 255)).clamp(0, 1)
@@ -61,15 +61,15 @@ def distort(image: Tensor) -> Tensor:
 
 
 def saturate(image: Tensor, factor: float) -> Tensor:
-    """Multiply the saturation of HSV, up to 1, for an image (3, H, W) in [0, 1]; hue and value stay."""
+    """Multiply the saturation of HSV, at most to 1, of an image (3, H, W) in [0, 1]; hue and value stay."""
     value, least = image.amax(0, keepdim=True), image.amin(0, keepdim=True)
-    # Saturation is (value - least) / value: distances from the value scale with it, and it is 1 where the least is 0.
+    # Saturation is (value - least) / value: distances from the value scale with it, and it is 1 where least is 0.
     limit = value / (value - least).clamp(min=1e-6)
     return (value - (value - image) * limit.clamp(max=factor)).clamp(min=0)  # rounding may leave it below
 
 
-class _Training:
-    """A class, as functions within functions do not reach the processes of a loader that are started anew."""
+class _TrainTransform:
+    """A class and not a closure, which cannot be pickled for spawned loader processes."""
 
     def __init__(self, data: SegmentationDataConfig) -> None:
         self.data = data
@@ -77,7 +77,7 @@ class _Training:
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         data, side = self.data, self.data.crop_size
         size = fit(labels.shape, data.scale, _uniform(*data.ratio_range))
-        # Plain tensors: torchvision resizes masks by a nearest neighbour that is up to half a pixel off the image's.
+        # Plain tensors: torchvision resizes masks by NEAREST, which shifts them by up to half a pixel.
         image, labels = image.as_subclass(Tensor), labels.as_subclass(Tensor)
         image = F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
         labels = F.resize(labels[None], size, InterpolationMode.NEAREST_EXACT)[0]
@@ -96,7 +96,7 @@ class _Training:
         return filled, classes
 
     def _corner(self, labels: Tensor) -> tuple[int, int]:
-        """Top and left of the crop, drawn again while one class covers too much of it; the last one is taken as is."""
+        """Top and left of the crop, drawn again while one class covers too much of it, at most REDRAWS times."""
         side = self.data.crop_size
         rows, columns = (max(length - side, 0) + 1 for length in labels.shape)
         for redraws in range(REDRAWS + 1):
@@ -105,13 +105,13 @@ class _Training:
                 break
             crop = labels[top : top + side, left : left + side]
             counts = torch.bincount(crop[crop != self.data.ignore_label].long())
-            # Not so where all of the crop is one class, or nothing.
+            # A crop of a single class or of ignored pixels alone does not pass.
             if counts.numel() and counts.max() < self.data.cat_max_ratio * counts.sum():
                 break
         return top, left
 
 
-def _whole(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _unchanged(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return image.as_subclass(Tensor).float() / 255, labels.as_subclass(Tensor).long()
 
 
