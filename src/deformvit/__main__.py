@@ -1,5 +1,5 @@
-"""``python -m deformvit``, and what torchrun starts: ``torchrun --nproc-per-node 2 -m deformvit eval ...``."""
+"""``python -m deformvit``, as torchrun starts it: ``torchrun --nproc-per-node 2 -m deformvit eval ...``."""
 
-from deformvit.cli import main
+from deformvit_command import main
 
 main()

@@ -1,11 +1,11 @@
-"""The errors that a user can mend; the command prints them as one line."""
+"""User-facing errors: the command prints them as one line, without a traceback."""
 
 
 class UserError(ValueError):
-    """Something given to the library does not fit; the message names it and what was expected."""
+    """Invalid input to the library; the message names the value and what was expected."""
 
     exit_code = 1
-    """What the command ends with."""
+    """Exit status of the command."""
 
 
 class DataError(UserError):
@@ -13,4 +13,4 @@ class DataError(UserError):
 
 
 class UnreadableImage(DataError):
-    """One image is damaged or not there; training passes over a limited number of them."""
+    """One image is damaged or missing; training skips a limited number of them (``data.max_unreadable``)."""

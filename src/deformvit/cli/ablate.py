@@ -10,7 +10,7 @@ import tyro
 from deformvit.errors import UserError
 
 
-def ablate(
+def run(
     number: tyro.conf.Positional[Literal["main", "6", "7", "fig4"]],
     /,
     data: Annotated[str, tyro.conf.arg(aliases=["-d"])],

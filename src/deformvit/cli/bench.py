@@ -10,7 +10,7 @@ import tyro
 from deformvit.errors import UserError
 
 
-def bench(
+def run(
     kind: tyro.conf.Positional[Literal["attention", "models", "systems"]] = "attention",
     /,
     explain: bool = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 
-def convert(
+def run(
     source: tyro.conf.Positional[Path],
     target: tyro.conf.Positional[Path],
     /,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deformvit.inference import ClassificationPredictor, DetectionPredictor, SegmentationPredictor
 
 
-def evaluate(
+def run(
     data: Annotated[str, tyro.conf.arg(aliases=["-d"])],
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
     batch_size: int = 256,

@@ -10,7 +10,7 @@ import tyro
 from deformvit.cli.inputs import DEFAULT_MODEL, sources
 
 
-def explore(
+def run(
     images: tyro.conf.Positional[list[Path]] = [Path("photo")],  # noqa: B006 - tyro reads it, nobody writes it
     /,
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,

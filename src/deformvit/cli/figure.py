@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 Kind = Literal["points", "keys", "objects", "query", "offsets", "curves"]
 
 
-def figure(
+def main(words: list[str]) -> None:
+    """Read the options; with ``--html`` the kind may be left out."""
+    if "--html" in words and words[0] not in get_args(Kind):
+        words = ["points", *words]
+    tyro.cli(run, prog="deformvit figure", args=words)
+
+
+def run(
     kind: tyro.conf.Positional[Kind],
     images: tyro.conf.Positional[list[Path]],
     /,

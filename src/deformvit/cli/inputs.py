@@ -1,4 +1,4 @@
-"""What the commands share: images as users name them, and what is printed."""
+"""Shared by the commands: input images, names of output files, and printing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ DEFAULT_MODEL = "dat_nano.cifar10"
 
 
 def image_files(images: list[Path]) -> list[Path]:
-    """Files and what is in folders, in the order given."""
+    """The files, and the images in the folders and their subfolders, in the order given.
+
+    Raises:
+        UserError: a path does not exist, or a folder has no images.
+    """
     from deformvit.data.images import IMAGE_SUFFIXES
 
     paths: list[Path] = []
     for path in images:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
+            in_folder = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not in_folder:
                 raise UserError(f"{path}: no images in this folder")
-            paths += found
+            paths += in_folder
         elif path.is_file():
             paths.append(path)
         else:
@@ -30,38 +34,45 @@ def image_files(images: list[Path]) -> list[Path]:
 
 
 def sources(images: list[Path]) -> list[tuple[str, Any]]:
-    """Names, and paths or decoded images, in the order given; ``photo`` and ``sample`` are the embedded ones."""
-    found: list[tuple[str, Any]] = []
+    """Name of each input image, and its path or the decoded image, in the order given.
+
+    Where no file of that name exists, ``photo`` is the packaged photo and ``sample`` eight test images of the packaged
+    Fashion-MNIST.
+
+    Raises:
+        UserError: as :func:`image_files`.
+    """
+    named: list[tuple[str, Any]] = []
     for path in images:
         if path.exists() or str(path) not in ("photo", "sample"):
-            found += [(str(file), file) for file in image_files([path])]
+            named += [(str(file), file) for file in image_files([path])]
         elif str(path) == "photo":
             from deformvit.data.classification import SAMPLES
 
-            found.append(("cat.jpg", SAMPLES / "cat.jpg"))
+            named.append(("cat.jpg", SAMPLES / "cat.jpg"))
         else:
             from deformvit.data import open_split
 
             split = open_split("sample", "val")
-            found += [(f"sample{i}", split[i][0]) for i in range(8)]
-    return found
+            named += [(f"sample{i}", split[i][0]) for i in range(8)]
+    return named
 
 
 def names_for(paths: list[str]) -> list[str]:
-    """Names of the files to write for images, made different where two folders hold the same name."""
-    taken: set[str] = set()
+    """Stems of the paths as names of output files; underscores are appended to a stem that occurs again."""
+    used: set[str] = set()
     names = []
     for path in paths:
         name = Path(path).stem
-        while name in taken:
+        while name in used:
             name += "_"
-        taken.add(name)
+        used.add(name)
         names.append(name)
     return names
 
 
 def report(failed: list[str]) -> None:
-    """Print what could not be read, and end with an error if there was anything."""
+    """Print the messages about unreadable images; exit with status 1 if there are any."""
     for message in failed:
         print(f"deformvit: {message}", file=sys.stderr)
     if failed:
@@ -69,7 +80,7 @@ def report(failed: list[str]) -> None:
 
 
 def print_values(rows: list[tuple[str, str]]) -> None:
-    """Names and values in two columns."""
+    """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deformvit.results import DetectionResult
 
 
-def predict(
+def run(
     images: tyro.conf.Positional[list[Path]],
     /,
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,

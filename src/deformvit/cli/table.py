@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 
-def table(
+def run(
     number: tyro.conf.Positional[Literal["2", "3", "4", "5", "6", "7", "8", "9", "fig4", "neighbours", "main"]],
     /,
     runs: Path = Path("runs"),

@@ -1,4 +1,4 @@
-"""Published and measured runs, as functions that return a configuration; ``deformvit train NAME`` runs one."""
+"""Recipes: functions that return the configuration of a training run; ``deformvit train NAME`` runs one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def imagenet(
     name: str, drop_path: float, warmup: float = 20.0, clip: float = 5.0, lr: float = 1e-3
 ) -> ClassificationConfig:
-    """The paper's 300 epochs on ImageNet-1K (section 4.1), at any batch size; set data.root."""
+    """The paper's 300 epochs on ImageNet-1K (section 4.1); the learning rate scales with data.batch_size."""
     return ClassificationConfig(
         model=ModelConfig(name=name, drop_path_rate=drop_path),
         data=DataConfig(root="imagenet", batch_size=1024, workers=8, resize="square"),
@@ -95,24 +95,24 @@ def _nano(root: str, output: str, epochs: int) -> ClassificationConfig:
 def demo() -> ClassificationConfig:
     """dat_nano on the embedded Fashion-MNIST sample: about two minutes on two CPU cores."""
     config = _nano("sample", "demo", epochs=5)
-    config.augment.crop = "none"  # garments are centred, and there is no time to learn that they need not be
+    config.augment.crop = "none"  # garments are centred, and five epochs are too few to learn from shifted ones
     config.data.batch_size = 32
     config.optim.lr = 1e-3
     return config
 
 
 def nano_cifar10(epochs: int = 20) -> ClassificationConfig:
-    """What dat_nano and what is compared with it are trained with on CIFAR-10."""
+    """Training of dat_nano, and of the models compared with it, on CIFAR-10; set data.root."""
     return _nano("cifar10", "dat_nano_cifar10", epochs)
 
 
 def dat_nano_cifar10() -> ClassificationConfig:
-    """dat_nano on CIFAR-10 on a CPU, the run behind the packaged weights; set data.root."""
+    """dat_nano on CIFAR-10 on a CPU: the run that gave the packaged weights; set data.root."""
     return nano_cifar10()
 
 
 def folder() -> ClassificationConfig:
-    """Your own folder of images at 224, from the weights you name in model.checkpoint; set data.root."""
+    """Fine-tuning DAT-T on your own folder of images, at 224 pixels; set data.root and model.checkpoint."""
     config = imagenet("dat_tiny", 0.1, warmup=2.0)
     config.data.batch_size = 64
     config.data.workers = 2
@@ -132,4 +132,9 @@ ALL: dict[str, Callable[[], BaseConfig]] = {
     **{recipe.__name__.replace("_", "-"): recipe for recipe in _RECIPES},
     **systems.ALL,
 }
-"""Recipes by their names on the command line."""
+"""Recipes by their names on the command line; a configuration is built when its recipe is called."""
+
+
+def summaries() -> list[tuple[str, str]]:
+    """Names and descriptions of all recipes; builds no configuration."""
+    return [(name, " ".join((recipe.__doc__ or "").split())) for name, recipe in ALL.items()]
