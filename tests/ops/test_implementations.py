@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from deformvit.layers import DeformableAttention
-from deformvit.ops import deform_attn, grid
+from deformvit.ops import attention_impl, deform_attn, grid
 from deformvit.ops.deformable import IMPLEMENTATIONS, KERNELS, choose, tiled
 from deformvit.ops.native import build, library
 
@@ -33,21 +34,27 @@ CASES = {  # batch, heads, groups, query map, keys, head dimension, table
 
 
 @pytest.fixture
-def impl(request, monkeypatch):
+def impl(request):
     """Name of the implementation, whose kernels for one instruction set are selected."""
     name, _, instructions = request.param.partition(" ")
-    if instructions:
-        if library.MISSING:
-            pytest.skip(library.MISSING)
-        if instructions not in library.INSTRUCTION_SETS:
-            pytest.skip(f"this processor has no {instructions}")
-        monkeypatch.setattr(library, "chosen", instructions)
-    return name
+    if not instructions:
+        yield name
+        return
+    if library.MISSING:
+        pytest.skip(library.MISSING)
+    if instructions not in library.INSTRUCTION_SETS:
+        pytest.skip(f"this processor has no {instructions}")
+    with library.instruction_set(instructions):
+        yield name
+
+
+def set_max_tile_weights(monkeypatch, count):
+    monkeypatch.setitem(IMPLEMENTATIONS, "tiled", functools.partial(tiled.deform_attn, max_tile_weights=count))
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiled, "BUDGET", 1000)
+    set_max_tile_weights(monkeypatch, 1000)
 
 
 def inputs(case, dtype=torch.float64):
@@ -227,7 +234,7 @@ def test_second_derivatives_are_refused_not_wrong(small_tiles):
 
 
 def saved_bytes(impl, side, monkeypatch):
-    monkeypatch.setattr(tiled, "BUDGET", 1 << 14)
+    set_max_tile_weights(monkeypatch, 1 << 14)
     queries = side * side
     q, k, v = (torch.randn(1, 2, queries, 4, requires_grad=True) for _ in range(3))
     pos, table = torch.rand(1, 1, queries, 2, requires_grad=True), torch.randn(2, 9, 9, requires_grad=True)
@@ -327,12 +334,13 @@ def test_what_is_asked_for_is_what_runs(monkeypatch):
     assert called == ["tiled" if library.MISSING else "cpu", *names]
 
 
-def test_layer_at_a_size_that_needs_tiles(monkeypatch):
+def test_layer_at_a_size_that_needs_tiles():
     layer = DeformableAttention(16, 4, 2).double()
     torch.nn.init.normal_(layer.bias_table)
-    x = torch.randn(2, 16, 13, 21, dtype=torch.float64)
-    expected = layer(x)
-    monkeypatch.setattr(tiled, "BUDGET", 5000)
+    x = torch.randn(1, 16, 33, 41, dtype=torch.float64)
+    assert tiled.MAX_TILE_WEIGHTS < 4 * (33 * 41) ** 2
+    with attention_impl("reference"):
+        expected = layer(x)
     torch.testing.assert_close(layer(x), expected)
 
 

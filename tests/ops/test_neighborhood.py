@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from deformvit.ops import neighborhood_attn
+from deformvit.ops import neighborhood, neighborhood_attn
 
 SIZES = [(9, 11), (7, 7), (16, 5), (3, 20), (1, 1), (2, 3), (23, 17)]
 
@@ -75,3 +76,35 @@ def test_wrong_shapes_are_named():
         neighborhood_attn(q, k, v, table, 4)
     with pytest.raises(ValueError, match=r"table must be \(2, 5, 5\), got \(2, 5, 4\)"):
         neighborhood_attn(q, k, v, table[..., 1:], 3)
+
+
+def products(tensors, kernel, **arguments):
+    """Multiply-adds of the attention's matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        neighborhood_attn(*(t.detach().to("meta") for t in tensors), kernel, **arguments)
+    return counter.get_total_flops() // 2
+
+
+def test_a_block_sets_the_tile():
+    """With a tile of one, the products are those of the definition: k x k keys for every query."""
+    tensors = inputs((16, 20), 3, heads=2, dim=4)
+    by_definition = 2 * 2 * 16 * 20 * 9 * 2 * 4  # images, heads, queries, keys, two products of d
+    assert products(tensors, 3, tile=1) == by_definition
+    default = products(tensors, 3)
+    assert default > by_definition
+    with neighborhood.tile_size(1):
+        assert products(tensors, 3) == by_definition
+        assert products(tensors, 3, tile=7) == default
+        with neighborhood.tile_size(7):
+            assert products(tensors, 3) == default
+        assert products(tensors, 3) == by_definition
+    assert products(tensors, 3) == default
+    with neighborhood.tile_size(5):
+        torch.testing.assert_close(neighborhood_attn(*tensors, 3), neighborhood_attn(*tensors, 3, tile=1))
+
+
+def test_tiles_that_are_not_positive_are_named():
+    with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
+        neighborhood.tile_size(0)
+    with pytest.raises(ValueError, match="tile must be at least 1, got -3"):
+        neighborhood_attn(*inputs((5, 6), 3), 3, tile=-3)

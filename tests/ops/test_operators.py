@@ -120,6 +120,11 @@ def test_instruction_sets_of_processors():
     assert "plain" in library.INSTRUCTION_SETS
 
 
+def test_an_instruction_set_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="no kernels for the instruction set 'sse'; expected one of .*plain"):
+        library.instruction_set("sse")
+
+
 def test_a_library_of_other_sources_is_not_loaded(monkeypatch):
     monkeypatch.setattr(build, "fingerprint", lambda: "another")
     loaded, reason = library._load()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformvit.ops.shapes import is_tracing, is_transformed, known
+from deformvit.ops.symbolic import statically_true
+from deformvit.ops.tracing import is_tracing, is_transformed
 
 ConvMlp = Literal["none", "plain", "residual"]
 
@@ -45,7 +46,7 @@ def check_map(x: Tensor, dim: int, axes: int = 2) -> None:
 @torch.fx.wrap
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zeros at the end of every axis after the channels, up to the next multiple: at the bottom and right of a map."""
-    if all(known(n % multiple == 0) for n in x.shape[2:]):
+    if all(statically_true(n % multiple == 0) for n in x.shape[2:]):
         return x
     return F.pad(x, [side for n in reversed(x.shape[2:]) for side in (0, -n % multiple)])
 

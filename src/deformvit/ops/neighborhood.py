@@ -8,12 +8,35 @@ every query. Runs on any device, with the relative position bias that NATTEN's k
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformvit.ops.settings import ScopedSetting
+
 TILE = 7
-"""Queries of a tile along an axis; axes up to twice as long are one tile."""
+"""Queries of a tile along an axis; an axis up to twice as long is one tile."""
+
+_TILE: ScopedSetting[int | None] = ScopedSetting("deformvit_neighborhood_tile", None)
+
+
+def tile_size(tile: int) -> AbstractContextManager[None]:
+    """Set ``tile`` of :func:`neighborhood_attn` for everything called inside a ``with`` block, in its own thread.
+
+    With 1 every query is computed with its own k x k keys, as in the definition: what to count operations of.
+
+    Raises:
+        ValueError: a tile that is not positive.
+    """
+    _check_tile(tile)
+    return _TILE.replaced(tile)
+
+
+def _check_tile(tile: int) -> None:
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
 
 
 @torch.fx.wrap
@@ -36,7 +59,8 @@ def neighborhood_attn(
         kernel_size: side k of the neighbourhood, odd.
         scale: factor of q k^T; 1 / sqrt(d) by default.
         dropout_p: dropout on the attention weights.
-        tile: queries computed together along an axis; changes speed and memory, not the result.
+        tile: queries computed together along an axis; changes speed and memory, not the result. By default what the
+            innermost block of :func:`tile_size` says; outside all blocks :data:`TILE`.
 
     Returns:
         (B, M, H, W, d).
@@ -54,6 +78,9 @@ def neighborhood_attn(
     side = 2 * kernel_size - 1
     if table is not None and table.shape != (heads, side, side):
         raise ValueError(f"table must be {(heads, side, side)}, got {tuple(table.shape)}")
+    tile = _TILE.get() if tile is None else tile
+    if tile is not None:
+        _check_tile(tile)
     # Branches, not min(): under torch.compile they leave plain numbers instead of expressions of the image's size.
     tile_h, tile_w = (n if n <= (tile or 2 * TILE) else tile or TILE for n in (height, width))
     keys_y, rel_y, seen_y = _tiles(height, tile_h, kernel_size, q.device)

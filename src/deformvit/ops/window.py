@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformvit.ops.constants import ConstantCache
 from deformvit.ops.native import library
-from deformvit.ops.shapes import constant, is_tracing, is_transformed, known
+from deformvit.ops.symbolic import statically_true
+from deformvit.ops.tracing import is_tracing, is_transformed
 
-LONGEST = 256
-"""Tokens of a window that the CPU kernels can take."""
+MAX_TOKENS = 256
+"""Tokens of the largest window that the CPU kernels take."""
+
+_CONSTANTS = ConstantCache(capacity=64)  # those of a large model at a few sizes
 
 
 @torch.fx.wrap
@@ -23,7 +27,7 @@ def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Ten
     """
     batch, height, width, channels = x.shape
     (win_h, win_w), (rows, cols) = window, _counts(x, window)
-    if not (known(rows * win_h == height) and known(cols * win_w == width)):
+    if not (statically_true(rows * win_h == height) and statically_true(cols * win_w == width)):
         x = F.pad(x, (0, 0, 0, cols * win_w - width, 0, rows * win_h - height))
     if any(shift):
         x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
@@ -74,7 +78,7 @@ def bias_and_mask(
     Returns:
         (1, M, L, L), or (B * windows, M, L, L) where windows differ.
     """
-    index = constant(_index, size, *window, table.device)
+    index = _CONSTANTS.get(_index, size, *window, table.device)
     bias = table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None].to(dtype)
     mask = _mask(x, window, shift)
     if mask is None:
@@ -94,9 +98,9 @@ def _index(size: int, win_h: int, win_w: int, device: torch.device) -> Tensor:
 def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
     """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
     hw = x.shape[1], x.shape[2]
-    if not any(shift) and known(hw[0] % window[0] == 0) and known(hw[1] % window[1] == 0):
+    if not any(shift) and statically_true(hw[0] % window[0] == 0) and statically_true(hw[1] % window[1] == 0):
         return None
-    return constant(_allowed, *hw, *window, *shift, x.device)
+    return _CONSTANTS.get(_allowed, *hw, *window, *shift, x.device)
 
 
 def _allowed(
@@ -129,7 +133,7 @@ def can_attend(x: Tensor, table: Tensor, window_size: int) -> bool:
         and library.MISSING is None
         and x.dtype in (torch.float32, torch.bfloat16)
         and table.dtype == x.dtype
-        and window_size**2 <= LONGEST
+        and window_size**2 <= MAX_TOKENS
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

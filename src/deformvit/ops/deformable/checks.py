@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deformvit.ops.shapes import is_tracing, is_transformed
+from deformvit.ops.tracing import is_tracing, is_transformed
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deformvit.ops.deformable import cpu, tiled, triton
 from deformvit.ops.settings import ScopedSetting
-from deformvit.ops.shapes import is_exporting, is_tracing, is_transformed
+from deformvit.ops.tracing import is_exporting, is_tracing, is_transformed
 
 Impl = Literal["auto", "reference", "tiled", "cpu", "triton"]
 
@@ -108,7 +108,7 @@ def automatic_impl(
         if reason is None:
             return name, f"the kernels for {q.device.type} can run"
         why = f"{name} cannot run: {reason}"
-    if _weights(q, k) <= tiled.BUDGET:
+    if _weights(q, k) <= tiled.MAX_TILE_WEIGHTS:
         return "tiled", f"{why}; one tile, which is one call of PyTorch's attention"
     if torch.compiler.is_compiling():
         return "reference", f"{why}; there are several tiles, whose loop torch.compile would unroll"

@@ -18,13 +18,8 @@ from torch.autograd.function import once_differentiable
 from deformvit.ops import grid
 from deformvit.ops.deformable.bias import query_tokens
 
-BUDGET = 1 << 22
-"""Elements of a tile's attention matrix, over batch and heads: 16 MiB in float32; 2^18 and 2^20 were slower."""
-
-
-def tile_size(batch: int, heads: int, keys: int) -> int:
-    """Queries in a tile."""
-    return max(BUDGET // max(batch * heads * keys, 1), 1)
+MAX_TILE_WEIGHTS = 1 << 22
+"""Attention weights of a tile, of all images and heads together: 16 MiB in float32. 2^18 and 2^20 were slower."""
 
 
 def deform_attn(
@@ -38,12 +33,17 @@ def deform_attn(
     convention: grid.Convention,
     scale: float,
     dropout_p: float,
+    max_tile_weights: int = MAX_TILE_WEIGHTS,
 ) -> Tensor:
-    """Equation 6; shapes as in the public function."""
-    if table is None:  # nothing to materialise: PyTorch's own attention is linear in memory
+    """Equation 6; shapes as in the public function.
+
+    Args:
+        max_tile_weights: attention weights of a tile, of all images and heads together; decides speed and memory.
+    """
+    if table is None:  # there is no bias to materialise, and PyTorch's own attention is linear in memory
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
     queries = query_tokens(query_hw, convention, pos)
-    step = tile_size(q.shape[0], q.shape[1], k.shape[2])
+    step = max(max_tile_weights // max(q.shape[0] * q.shape[1] * k.shape[2], 1), 1)
     if q.shape[2] <= step:
         return _tile(q, k, v, pos, table, queries, scale, dropout_p)
     return _Tiled.apply(q, k, v, pos, table, queries, step, scale, dropout_p)

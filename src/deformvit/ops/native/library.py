@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from deformvit.ops.native import build
+from deformvit.ops.settings import ScopedSetting
 
 
 class Tokens(ctypes.Structure):
@@ -86,8 +88,20 @@ _LIBRARY, MISSING = _load()
 INSTRUCTION_SETS = _instruction_sets(_LIBRARY)
 """Those that were compiled and that this processor has, best first."""
 POOL = _pool()
-chosen: str | None = None
-"""Instruction set to use instead of the best one; for tests and benchmarks."""
+
+_INSTRUCTION_SET: ScopedSetting[str | None] = ScopedSetting("deformvit_instruction_set", None)
+
+
+def instruction_set(name: str) -> AbstractContextManager[None]:
+    """Run the kernels compiled for one of :data:`INSTRUCTION_SETS`, not for the best, inside a ``with`` block in its
+    own thread; for tests and benchmarks.
+
+    Raises:
+        ValueError: an instruction set that was not compiled or that this processor does not have.
+    """
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"no kernels for the instruction set {name!r}; expected one of {', '.join(INSTRUCTION_SETS)}")
+    return _INSTRUCTION_SET.replaced(name)
 
 
 def call(what: str, problem: Problem | WindowProblem) -> None:
@@ -97,6 +111,8 @@ def call(what: str, problem: Problem | WindowProblem) -> None:
         raise RuntimeError(MISSING)
     problem.threads = torch.get_num_threads()
     problem.parallel = POOL
-    function: Callable[..., int] = getattr(_LIBRARY, f"deformvit_{what}_{chosen or INSTRUCTION_SETS[0]}")
+    function: Callable[..., int] = getattr(
+        _LIBRARY, f"deformvit_{what}_{_INSTRUCTION_SET.get() or INSTRUCTION_SETS[0]}"
+    )
     if function(ctypes.byref(problem)):
         raise MemoryError(f"no memory for the CPU kernels of attention ({what})")
