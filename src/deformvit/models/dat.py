@@ -93,6 +93,7 @@ def _plus_plus(**values: Any) -> dict[str, Any]:
 # The authors' ImageNet weights (tag in1k) are shared from pages that programs cannot fetch; see docs/checkpoints.md.
 default_cfgs = generate_default_cfgs(
     {
+        "dat": _cfg(),
         "dat_tiny.in1k": _cfg(),
         "dat_small.in1k": _cfg(),
         "dat_base.in1k": _cfg(),
@@ -113,6 +114,12 @@ default_cfgs = generate_default_cfgs(
         ),
     }
 )
+
+
+@register_model
+def dat(pretrained: bool = False, **kwargs: Any) -> DAT:
+    """DAT with the arguments given; the paper's DAT-T by default."""
+    return _create("dat", pretrained, {}, kwargs)
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""Configurations of the authors' released code: the ``MODEL.DAT`` mapping of a YAML (v1 or DAT++) -> our model."""
+"""Configurations of released checkpoints: the ``MODEL.DAT`` mapping of a YAML file (DAT or DAT++) -> our arguments."""
 
 from __future__ import annotations
 
@@ -10,200 +10,222 @@ from deformvit.models.network import DAT
 from deformvit.models.released.weights import ConversionError
 
 _BLOCKS = {"L": "window", "S": "shifted", "D": "deformable", "P": "reduction"}
-_BLOCKS_2 = {**_BLOCKS, "N": "neighborhood", "X": "conv"}
-_OTHER_BLOCKS = {
+_BLOCKS_DATPP = {**_BLOCKS, "N": "neighborhood", "X": "conv"}
+_UNSUPPORTED_BLOCKS = {
     "Q": "QnA, not used in any published model", "E": "Slide attention, another paper's",
     "C": "undefined in the released code", "A": "local deformable attention, not used in any published model",
 }  # fmt: skip
-_KERNELS = (9, 7, 5, 3)  # of the offset networks; the first generation chooses them by the index of the stage
-_REQUIRED = ("depths", "dims", "stage_spec", "heads")
-_KNOWN = {
+_OFFSET_KERNELS = (9, 7, 5, 3)  # of stages 1 to 4 in the released code of DAT; the default of DAT++
+_REQUIRED_KEYS = ("depths", "dims", "stage_spec", "heads")
+_KEYS = {
     "img_size", "patch_size", "num_classes", "expansion", "dim_stem", "dims", "depths", "stage_spec", "heads",
     "window_sizes", "groups", "use_pes", "dwc_pes", "strides", "sr_ratios", "offset_range_factor", "no_offs",
     "fixed_pes", "ns_per_pts", "use_dwc_mlps", "use_conv_patches", "drop_rate", "attn_drop_rate", "drop_path_rate",
 }  # fmt: skip
-_DECISIVE = {"ksizes", "nat_ksizes", "use_lpus", "layer_scale_values", "log_cpb"}
-_WITHOUT_EFFECT = {  # on the blocks that are supported; some only exist in the dense-prediction repositories
+_IGNORED_KEYS_DATPP = {  # without effect on supported blocks; some exist in DAT-Detection and DAT-Segmentation only
     "heads_q", "ksize_qnas", "nqs", "qna_activation", "lower_lr_kvs", "deform_groups", "local_orf", "local_kv_sizes",
     "offset_pes", "out_indices", "use_checkpoint", "use_checkpoints", "init_cfg", "type",
 }  # fmt: skip
-SECOND_GENERATION_KEYS = _DECISIVE | _WITHOUT_EFFECT | {"use_cmt_mlps"}
+_KEYS_DATPP = {
+    "ksizes",
+    "nat_ksizes",
+    "use_lpus",
+    "layer_scale_values",
+    "log_cpb",
+    "use_cmt_mlps",
+} | _IGNORED_KEYS_DATPP
 
 
-def _position(index: int, use: bool, dwc: bool, fixed: bool, log_cpb: bool, second: bool) -> str:
+class _Yaml:
+    """Checked values of a ``MODEL.DAT`` mapping; keys in lower case."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        for section in ("MODEL", "DAT"):
+            if isinstance(config.get(section), Mapping):
+                config = config[section]
+        self.values = {str(key).lower(): value for key, value in config.items()}
+        specs = self.values.get("stage_spec") or ()
+        letters = {letter for stage in specs if isinstance(stage, list | tuple) for letter in map(str, stage)}
+        self.is_datpp = bool(self.values.keys() & _KEYS_DATPP) or bool(
+            letters & (_BLOCKS_DATPP.keys() - _BLOCKS.keys())
+        )
+
+        unknown = sorted(self.values.keys() - _KEYS - (_KEYS_DATPP if self.is_datpp else set()))
+        if unknown:
+            raise ConversionError(f"unknown keys: {', '.join(unknown)}")
+        missing = [key for key in _REQUIRED_KEYS if key not in self.values]
+        if missing:
+            raise ConversionError(f"missing keys: {', '.join(missing)}")
+        depths = self.values["depths"]
+        if not isinstance(depths, list | tuple) or not depths or not all(type(d) is int and d > 0 for d in depths):
+            raise ConversionError(f"depths: expected a list of the stages' numbers of blocks, got {depths!r}")
+        if len(depths) > len(_OFFSET_KERNELS):
+            raise ConversionError(f"depths: at most {len(_OFFSET_KERNELS)} stages, got {len(depths)}")
+        self.depths = tuple(depths)
+
+    def per_stage(
+        self, key: str, kind: type | tuple[type, ...], default: Sequence[Any] = (None,) * 4
+    ) -> tuple[Any, ...]:
+        """One value of type ``kind`` for each stage; ``default`` has one for each of four."""
+        stages = len(self.depths)
+        column = self.values.get(key, default[:stages])
+        if not isinstance(column, list | tuple) or len(column) != stages:
+            raise ConversionError(f"{key}: expected {stages} values, one for each stage in depths, got {column!r}")
+        for value in column:
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise ConversionError(f"{key}: {value!r} is not of type {getattr(kind, '__name__', 'number')}")
+        return tuple(column)
+
+    def flags(self, key: str) -> tuple[bool, ...]:
+        """One bool for each stage, False by default."""
+        return self.per_stage(key, bool, (False,) * 4)
+
+    def number(self, key: str, default: float, kind: type | tuple[type, ...] = (int, float)) -> Any:
+        """One number that is not negative."""
+        number: Any = self.values.get(key, default)
+        is_number = isinstance(number, kind) and not isinstance(number, bool)
+        if not is_number or number < 0:
+            raise ConversionError(f"{key}: expected a number, not negative, got {number!r}")
+        return number
+
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the blocks of each stage, from the letters in ``stage_spec``."""
+        known = _BLOCKS_DATPP if self.is_datpp else _BLOCKS
+        blocks = []
+        for i, (letters, depth) in enumerate(
+            zip(self.per_stage("stage_spec", (list, tuple)), self.depths, strict=True)
+        ):
+            if len(letters) != depth:
+                raise ConversionError(
+                    f"stage {i + 1}: stage_spec has {len(letters)} blocks {letters}, depths says {depth}"
+                )
+            for letter in letters:
+                if not isinstance(letter, str) or letter not in known:
+                    reason = _UNSUPPORTED_BLOCKS.get(str(letter), "unknown") if self.is_datpp else "unknown"
+                    raise ConversionError(
+                        f"stage {i + 1}: unknown block {letter!r} ({reason}); expected one of {', '.join(known)}"
+                    )
+            blocks.append(tuple(known[letter] for letter in letters))
+        return tuple(blocks)
+
+
+def _bound(factor: float, is_datpp: bool) -> tuple[str, float]:
+    """``bound`` and ``offset_range`` for a value of ``offset_range_factor``, whose sign chooses between bounds."""
+    if is_datpp:
+        return ("range", float(factor)) if factor >= 0 else ("clamp", 2.0)
+    return ("range", float(factor)) if factor > 0 else ("tanh", 2.0) if factor < 0 else ("none", 2.0)
+
+
+def _position(stage: int, use: bool, dwc: bool, fixed: bool, log_cpb: bool, is_datpp: bool) -> str:
     if not use:
         return "none"
-    if dwc and fixed and not second:  # the second generation has an order of precedence
-        raise ConversionError(f"stage {index + 1}: dwc_pes and fixed_pes are both set; choose one position embedding")
+    if dwc and fixed and not is_datpp:  # the released code of DAT++ lets dwc_pes win
+        raise ConversionError(f"stage {stage}: dwc_pes and fixed_pes are both set; choose one position embedding")
     return "dwconv" if dwc else "fixed" if fixed else "log_cpb" if log_cpb else "relative"
 
 
-def is_second_generation(config: Mapping[str, Any]) -> bool:
-    """Whether the mapping (keys in lower case) configures DAT++: it has keys or blocks that v1 has not."""
-    letters = {
-        letter for stage in config.get("stage_spec") or () if isinstance(stage, list | tuple) for letter in stage
-    }
-    return bool(config.keys() & SECOND_GENERATION_KEYS) or bool(letters & (_BLOCKS_2.keys() - _BLOCKS.keys()))
-
-
 def released_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of :class:`~deformvit.models.network.DAT` from the ``MODEL.DAT`` mapping of a released YAML.
+    """Arguments of :class:`~deformvit.models.network.DAT` from the ``MODEL.DAT`` mapping of a released YAML file.
 
-    A mapping with keys that only the second generation has is DAT++, any other v1.
+    A mapping with keys or blocks that only DAT++ has configures DAT++, any other one DAT. Defaults are those of the
+    released constructors.
 
-    Keys are taken in any case, as the YAML writes them; a whole YAML mapping is accepted too.
+    Args:
+        config: the mapping, with keys in any case, or the content of a whole YAML file.
 
     Raises:
-        ConversionError: unknown, missing or contradictory keys, named.
+        ConversionError: unknown, missing or contradictory keys, or values of another type, named.
     """
-    if isinstance(config.get("MODEL"), Mapping):
-        config = config["MODEL"]
-    if isinstance(config.get("DAT"), Mapping):
-        config = config["DAT"]
-    values = {str(key).lower(): value for key, value in config.items()}
-    second = is_second_generation(values)
-    unknown = sorted(values.keys() - _KNOWN - (SECOND_GENERATION_KEYS if second else set()))
-    if unknown:
-        raise ConversionError(f"unknown keys: {', '.join(unknown)}")
-    missing = [key for key in _REQUIRED if key not in values]
-    if missing:
-        raise ConversionError(f"missing keys: {', '.join(missing)}")
-    depths = values["depths"]
-    if not isinstance(depths, list | tuple) or not depths or not all(type(d) is int and d > 0 for d in depths):
-        raise ConversionError(f"depths: expected a list of the stages' numbers of blocks, got {depths!r}")
-    stages = len(depths)
-    if stages > len(_KERNELS):
-        raise ConversionError(f"depths: at most {len(_KERNELS)} stages, got {stages}")
+    yaml = _Yaml(config)
+    blocks = yaml.blocks()
+    dims = yaml.per_stage("dims", int)
+    for i, (narrow, wide) in enumerate(pairwise(dims)):
+        if wide != 2 * narrow:
+            raise ConversionError(f"dims {list(dims)}: stage {i + 2} must have twice the channels of stage {i + 1}")
 
-    def column(name: str, kind: type | tuple[type, ...], default: Sequence[Any] = (None,) * 4) -> list[Any]:
-        column = values.get(name, list(default[:stages]))
-        if not isinstance(column, list | tuple) or len(column) != stages:
-            raise ConversionError(f"{name}: expected {stages} values, one for each stage in depths, got {column!r}")
-        wrong = [item for item in column if not isinstance(item, kind) or (kind is int and isinstance(item, bool))]
-        if wrong:
-            raise ConversionError(f"{name}: {wrong[0]!r} is no {getattr(kind, '__name__', 'number')}")
-        return list(column)
-
-    def number(name: str, default: float, kind: type | tuple[type, ...] = (int, float)) -> Any:
-        number: Any = values.get(name, default)
-        numeric = isinstance(number, kind) and not isinstance(number, bool)
-        if not numeric or number < 0:
-            raise ConversionError(f"{name}: expected a number, got {number!r}")
-        return number
-
-    known_blocks = _BLOCKS_2 if second else _BLOCKS
-    blocks: list[list[str]] = []
-    for i, (spec, depth) in enumerate(zip(column("stage_spec", (list, tuple)), depths, strict=True)):
-        if len(spec) != depth:
-            raise ConversionError(f"stage {i + 1}: stage_spec has {len(spec)} blocks {spec}, depths says {depth}")
-        strange = [letter for letter in spec if letter not in known_blocks]
-        if strange:
-            what = _OTHER_BLOCKS.get(strange[0], "unknown") if second else "unknown"
-            raise ConversionError(
-                f"stage {i + 1}: unknown block {strange[0]!r} ({what}); expected one of {', '.join(known_blocks)}"
-            )
-        blocks.append([known_blocks[letter] for letter in spec])
-    dims = column("dims", int)
-    stem = number("dim_stem", 96, int)
-    for i, (low, high) in enumerate(pairwise(dims)):
-        if high != 2 * low:
-            raise ConversionError(f"dims {dims}: stage {i + 2} must have twice the channels of stage {i + 1}")
-
-    used = {name: [name in stage for stage in blocks] for name in _BLOCKS_2.values()}
-    # Defaults are those of the released constructor; -1 marks a stage that does not use the value.
-    needs: dict[str, tuple[str, tuple[int, ...]]] = {
-        "groups": ("deformable", (-1, -1, 3, 6)), "strides": ("deformable", (-1,) * 4),
-        "sr_ratios": ("reduction", (8, 4, 2, 1)),
-    }  # fmt: skip
-    numbers: dict[str, list[int]] = {}
-    for name, (block, default) in needs.items():
-        numbers[name] = []
-        for i, value in enumerate(column(name, int, default)):
-            if used[block][i] and value < 1:
+    def where_used(key: str, block: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Positive values in stages that have the block; 1 in others, for which the YAML files say -1."""
+        values = []
+        for i, (value, names) in enumerate(zip(yaml.per_stage(key, int, default), blocks, strict=True)):
+            if block in names and value < 1:
                 raise ConversionError(
-                    f"{name}: stage {i + 1} has {block} blocks and needs a positive value, got {value}"
+                    f"{key}: stage {i + 1} has {block} blocks and needs a positive value, got {value}"
                 )
-            numbers[name].append(value if used[block][i] else 1)
+            values.append(value if block in names else 1)
+        return tuple(values)
 
-    off, deformable = (False,) * 4, used["deformable"]
-    ranges, bounds = [], []
-    for i, factor in enumerate(column("offset_range_factor", (int, float), (1, 2, 3, 4))):
-        if not deformable[i]:
-            bound, limit = "range", 2.0
-        elif second:  # tanh where the factor is not negative, else raw offsets and clamped positions
-            bound, limit = ("range", float(factor)) if factor >= 0 else ("clamp", 2.0)
-        else:  # v1 bounds offsets only where the factor is positive, and squashes positions where it is negative
-            bound = "range" if factor > 0 else "tanh" if factor < 0 else "none"
-            limit = float(factor) if factor > 0 else 2.0
-        bounds.append(bound)
-        ranges.append(limit)
-    columns = (column(name, bool, off) for name in ("use_pes", "dwc_pes", "fixed_pes", "log_cpb"))
-    flags: list[Any] = list(zip(*columns, strict=True))
-    no_offsets = column("no_offs", bool, off)
-    conv, patch_size = values.get("use_conv_patches", False), number("patch_size", 4, int)
+    deformable = ["deformable" in names for names in blocks]
+    factors = yaml.per_stage("offset_range_factor", (int, float), (1, 2, 3, 4))
+    bounds = [_bound(f, yaml.is_datpp) if used else ("range", 2.0) for f, used in zip(factors, deformable, strict=True)]
+    use, dwc, fixed, log_cpb = (yaml.flags(key) for key in ("use_pes", "dwc_pes", "fixed_pes", "log_cpb"))
+    positions = [_position(i + 1, use[i], dwc[i], fixed[i], log_cpb[i], yaml.is_datpp) for i in range(len(yaml.depths))]
+    no_offsets = yaml.flags("no_offs")
+    overlapping, patch_size = yaml.values.get("use_conv_patches", False), yaml.number("patch_size", 4, int)
     arguments = {
-        "img_size": number("img_size", 224, int),
+        "img_size": yaml.number("img_size", 224, int),
         "patch_size": patch_size,
-        "num_classes": number("num_classes", 1000, int),
-        "depths": tuple(depths),
-        "dims": tuple(dims),
-        "num_heads": tuple(column("heads", int)),
-        "blocks": tuple(tuple(stage) for stage in blocks),
-        "window_size": tuple(column("window_sizes", int, (7,) * 4)),
-        "groups": tuple(numbers["groups"]),
-        "stride": tuple(numbers["strides"]),
-        "reduction": tuple(numbers["sr_ratios"]),
-        "offset_kernel": _KERNELS[:stages],
-        "offset_range": tuple(ranges),
-        "bound": tuple(bounds),
-        "offsets": tuple(not flag for flag in no_offsets),
-        "position": tuple(_position(i, use, dwc, fixed, log, second) for i, (use, dwc, fixed, log) in enumerate(flags)),
-        "embed": "conv" if conv else "patch",
-        "stem_kernel": 7 if conv else None,  # at every patch size
-        "conv_mlp": tuple("plain" if on else "none" for on in column("use_dwc_mlps", bool, off)),
-        "expansion": float(number("expansion", 4)),
-        "stem_dim": stem,
-        "proj_drop_rate": float(number("drop_rate", 0.0)),
-        "attn_drop_rate": float(number("attn_drop_rate", 0.0)),
-        "drop_path_rate": float(number("drop_path_rate", 0.0)),
+        "num_classes": yaml.number("num_classes", 1000, int),
+        "depths": yaml.depths,
+        "dims": dims,
+        "num_heads": yaml.per_stage("heads", int),
+        "blocks": blocks,
+        "window_size": yaml.per_stage("window_sizes", int, (7,) * 4),
+        "groups": where_used("groups", "deformable", (-1, -1, 3, 6)),
+        "stride": where_used("strides", "deformable", (-1,) * 4),
+        "reduction": where_used("sr_ratios", "reduction", (8, 4, 2, 1)),
+        "offset_kernel": _OFFSET_KERNELS[: len(blocks)],
+        "offset_range": tuple(limit for _, limit in bounds),
+        "bound": tuple(bound for bound, _ in bounds),
+        "offsets": tuple(not off for off in no_offsets),
+        "position": tuple(positions),
+        "embed": "conv" if overlapping else "patch",
+        "stem_kernel": 7 if overlapping else None,  # at every patch size
+        "conv_mlp": tuple("plain" if on else "none" for on in yaml.flags("use_dwc_mlps")),
+        "expansion": float(yaml.number("expansion", 4)),
+        "stem_dim": yaml.number("dim_stem", 96, int),
+        "proj_drop_rate": float(yaml.number("drop_rate", 0.0)),
+        "attn_drop_rate": float(yaml.number("attn_drop_rate", 0.0)),
+        "drop_path_rate": float(yaml.number("drop_path_rate", 0.0)),
     }
-    if not second:
+    if not yaml.is_datpp:
         return arguments
 
-    if any(column("use_cmt_mlps", bool, off)):
+    if any(yaml.flags("use_cmt_mlps")):
         raise ConversionError("use_cmt_mlps: MLPs with batch norms, which no published model has, are not supported")
-    if conv and patch_size != 4:
+    if overlapping and patch_size != 4:
         raise ConversionError(f"patch_size: the released convolutional stem has stride 4 only, got {patch_size}")
-    kernels = [k if deformable[i] else 3 for i, k in enumerate(column("ksizes", int, _KERNELS))]
-    side_by_side = [kernel == stride for kernel, stride in zip(kernels, arguments["stride"], strict=True)]
-    # The released code drops the position bias with the offsets, and averages keys.
-    positions = ["none" if off_ else p for off_, p in zip(no_offsets, arguments["position"], strict=True)]
-    scales = column("layer_scale_values", (int, float), (-1,) * 4)
+    kernels = [
+        k if used else 3 for k, used in zip(yaml.per_stage("ksizes", int, _OFFSET_KERNELS), deformable, strict=True)
+    ]
+    neighborhoods = zip(yaml.per_stage("nat_ksizes", int, (3,) * 4), blocks, strict=True)
+    layer_scales = yaml.per_stage("layer_scale_values", (int, float), (-1,) * 4)
     return arguments | {
         "convention": "datpp",
-        "neighborhood_size": tuple(
-            k if used["neighborhood"][i] else 7 for i, k in enumerate(column("nat_ksizes", int, (3,) * 4))
-        ),
+        "neighborhood_size": tuple(k if "neighborhood" in names else 7 for k, names in neighborhoods),
         "small_map": "zeros",
         "offset_kernel": tuple(kernels),
-        "offset_padding": tuple("none" if side else "same" for side in side_by_side),
-        "sampling": tuple("pooled" if off_ else "bilinear" for off_ in no_offsets),
-        "position": tuple(positions),
-        "embed": "stacked" if conv else "patch",
+        "offset_padding": tuple(
+            "none" if kernel == stride else "same" for kernel, stride in zip(kernels, arguments["stride"], strict=True)
+        ),
+        # Without offsets, the released code averages keys and drops the position bias.
+        "sampling": tuple("pooled" if off else "bilinear" for off in no_offsets),
+        "position": tuple("none" if off else p for off, p in zip(no_offsets, positions, strict=True)),
+        "embed": "stacked" if overlapping else "patch",
         "stem_kernel": None,
-        "conv_mlp": tuple("residual" if on else "none" for on in column("use_dwc_mlps", bool, off)),
-        "local_perception": tuple(column("use_lpus", bool, off)),
-        "layer_scale": tuple(float(scale) if scale > 0 else None for scale in scales),
+        "conv_mlp": tuple("residual" if on else "none" for on in yaml.flags("use_dwc_mlps")),
+        "local_perception": yaml.flags("use_lpus"),
+        "layer_scale": tuple(float(scale) if scale > 0 else None for scale in layer_scales),
     }
 
 
 def model_from_released(config: Mapping[str, Any], **changes: Any) -> DAT:
-    """The model that a released YAML's ``MODEL.DAT`` mapping describes.
+    """The model that the ``MODEL.DAT`` mapping of a released YAML file describes, with fresh weights.
 
     Args:
-        config: the mapping, or a whole YAML; the ``backbone`` of a DAT-Detection or DAT-Segmentation configuration too.
-        changes: arguments of :class:`~deformvit.models.network.DAT` to set otherwise, such as ``output_norms=True,
-            num_classes=0`` for the backbone of a detector.
+        config: the mapping, or the content of a whole YAML file; also the ``backbone`` of a configuration of
+            DAT-Detection or DAT-Segmentation.
+        changes: arguments of :class:`~deformvit.models.network.DAT` that replace the configuration's, such as
+            ``output_norms=True, num_classes=0`` for the backbone of a detector.
 
     Raises:
         ConversionError: unknown, missing or contradictory keys.

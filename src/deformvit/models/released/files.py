@@ -1,4 +1,4 @@
-"""Released checkpoint files on disk -> model files of ours; the work of ``deformvit convert``."""
+"""Released checkpoints on disk: reading them without executing anything, and converting them to model files."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformvit.models import files
-from deformvit.models.descriptions import ClassifierDescription
+from deformvit.models.descriptions import ClassifierDescription, DescriptionError
 from deformvit.models.released.config import released_args
+from deformvit.models.released.names import registered_name
 from deformvit.models.released.weights import ConversionError, has_output_norms, load_released, unwrap
 
 
 class _Inert:
-    """Stands in for the configuration objects that training scripts pickle beside weights; does nothing.
+    """Replaces the configuration objects that training scripts pickle beside weights.
 
-    Torch's restricted reader fills only plain mappings, so that is what an instance is.
+    Torch's restricted unpickler fills plain mappings only, so an instance is an empty one.
     """
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
-_DAMAGE = (
+_REPLACED = ("yacs.config.CfgNode", "argparse.Namespace")
+"""Classes that :class:`_Inert` replaces; any other class is refused."""
+_DAMAGED = (
     RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OSError,
     struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What torch.load raises on files cut at one place or another."""
-_INERT = ("yacs.config.CfgNode", "argparse.Namespace")
+"""What torch.load raises for truncated files, depending on where they end."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The mapping in a ``.pth`` or ``.safetensors`` file, without executing what a pickle holds.
+    """The mapping in a ``.pth`` or ``.safetensors`` file; nothing that a pickle holds is executed.
 
     Raises:
         ConversionError: the file is missing, empty, truncated, or holds objects other than tensors and plain values.
@@ -55,25 +57,63 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with torch.serialization.safe_globals([(_Inert, name) for name in _INERT]):
+        with torch.serialization.safe_globals([(_Inert, name) for name in _REPLACED]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ConversionError(f"{path}: damaged, truncated or not a safetensors file ({error})") from error
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise ConversionError(
-                f"{path}: holds {found[1]} besides weights; loading it could execute code, so the file is refused"
+                f"{path}: holds {match[1]} besides weights; loading it could execute code, so the file is refused"
             ) from error
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint ({_first_line(error)})") from error
-    except _DAMAGE as error:
+    except _DAMAGED as error:
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint ({_first_line(error)})") from error
     if not isinstance(checkpoint, Mapping):
-        raise ConversionError(f"{path}: expected a mapping of weights, found {type(checkpoint).__name__}")
+        raise ConversionError(f"{path}: expected a mapping of weights, got {type(checkpoint).__name__}")
     return dict(checkpoint)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_checkpoint(
+    source: Path, model: str = "", config: Path | None = None
+) -> tuple[nn.Module, ClassifierDescription]:
+    """The model of a checkpoint with its weights, and its description.
+
+    Args:
+        source: a released ``.pth`` file, its weights as safetensors, or a model file of a classifier.
+        model: registered name of the model. Position tables are interpolated to its nominal size.
+        config: the released YAML file of the checkpoint, instead of ``model``.
+
+    Raises:
+        ConversionError: wrong arguments, an unreadable file, or weights that do not fit; the message names the file.
+    """
+    if model and config:
+        raise ConversionError("model and config are both given; choose one")
+    weights = read_checkpoint(source)
+    described = files.open_model_file(source).description if source.suffix == ".safetensors" else None
+    if described is not None and not isinstance(described, ClassifierDescription):
+        raise ConversionError(f"{source}: is a model file for {described.task} already; there is nothing to convert")
+    if config is not None:
+        description = _from_yaml(config, weights)
+    elif model:
+        description = _from_name(model, weights, described)
+    elif described is not None:
+        description = described
+    else:
+        raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")
+    try:
+        network = files.build(description)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"model {description.name!r} with {description.args}: {error}") from error
+    try:
+        load_released(network, weights)
+    except ConversionError as error:
+        raise ConversionError(f"{source}: {error}") from error
+    return network, description
 
 
 def convert_file(
@@ -85,98 +125,81 @@ def convert_file(
     dtype: str = "keep",
     image_args: Mapping[str, str] | None = None,
 ) -> str:
-    """Convert a checkpoint file into a model file of :mod:`deformvit.models.files`; the command ``deformvit convert``.
+    """Convert a checkpoint to a model file (:mod:`deformvit.models.files`); the command ``deformvit convert``.
 
     Args:
-        source: a released ``.pth`` (or its weights as safetensors), or a model file of ours.
+        source: as in :func:`load_checkpoint`, and ``model`` and ``config`` too.
         target: the ``.safetensors`` file to write, atomically.
-        model: registered name that the weights belong to. Position tables are interpolated to its nominal size.
-        config: a released YAML instead of ``model``.
-        classes: text file of class names, one a line; class numbers otherwise.
+        model: registered name of the model.
+        config: the released YAML file of the checkpoint.
+        classes: text file with a class name on each line; by default classes are named by their numbers.
         dtype: "keep", "float32", "float16" or "bfloat16".
-        image_args: ``img_size``, ``crop_pct`` and ``resize`` of the evaluation; by default the model's own.
+        image_args: ``img_size``, ``crop_pct`` and ``resize`` of the evaluation; by default as published.
 
     Returns:
-        A line that says what was written.
+        Name, number of parameters and number of classes of the model, as text.
 
     Raises:
-        ConversionError: whatever does not fit, named with the file.
+        ConversionError: as :func:`load_checkpoint`, or values of ``image_args`` out of range.
     """
     if target.suffix != ".safetensors":
         raise ConversionError(f"{target}: expected a name ending in .safetensors")
-    weights = read_checkpoint(source)
-    known = files.open_model_file(source).description if source.suffix == ".safetensors" else None
-    if known is not None and not isinstance(known, ClassifierDescription):
-        raise ConversionError(f"{source}: a {known.task} network of ours already; there is nothing to convert")
-    info = _describe(source, weights, known, model, config)
+    network, description = load_checkpoint(source, model, config)
     if classes is not None:
-        info.classes = _read_classes(classes, len(info.classes))
-    for name, text in (image_args or {}).items():
-        if name not in ("img_size", "crop_pct", "resize"):
-            raise ConversionError(f"image_args: unknown {name!r}; expected img_size, crop_pct or resize")
-        try:
-            value = type(getattr(info, name))(text)
-        except ValueError as error:
-            raise ConversionError(f"image_args: {name} must be a number, got {text!r}") from error
-        if (name == "resize" and value not in ("shorter", "square")) or (name != "resize" and value <= 0):
-            raise ConversionError(f"image_args: {name} cannot be {text!r}")
-        setattr(info, name, value)
-    try:
-        network = files.build(info)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"model {info.name!r}: {error}") from error
-    try:
-        load_released(network, weights)
-    except ConversionError as error:
-        raise ConversionError(f"{source}: {error}") from error
-    stored = None if dtype == "keep" else getattr(torch, dtype)
-    files.save_model(target, network, info, stored)
+        description.classes = _read_classes(classes, len(description.classes))
+    _set_image_args(description, image_args or {})
+    files.save_model(target, network, description, None if dtype == "keep" else getattr(torch, dtype))
     count = sum(parameter.numel() for parameter in network.parameters())
-    return f"{info.name}, {count:,} parameters, {len(info.classes)} classes"
+    return f"{description.name}, {count:,} parameters, {len(description.classes)} classes"
 
 
-def _describe(
-    source: Path, weights: Mapping[str, Any], known: ClassifierDescription | None, model: str, config: Path | None
-) -> ClassifierDescription:
-    if model and config:
-        raise ConversionError("model and config are both given; choose one")
-    if config is not None:
-        try:
-            mapping = yaml.safe_load(config.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConversionError(f"{config}: not readable as YAML ({_first_line(error)})") from error
-        if not isinstance(mapping, Mapping):
-            raise ConversionError(f"{config}: expected a mapping, found {type(mapping).__name__}")
-        arguments = released_args(mapping)
-        count = arguments.pop("num_classes")
-        data, test = (section if isinstance(section := mapping.get(key), Mapping) else {} for key in ("DATA", "TEST"))
-        size = data.get("IMG_SIZE", arguments["img_size"])  # DAT++ at 384 keeps the tables of 224
-        if type(size) is not int or size < 1:
-            raise ConversionError(f"{config}: DATA.IMG_SIZE: expected a positive size, got {size!r}")
-        cropped = test.get("CROP", True)
-        crop_pct = size / int(256 / 224 * size) if cropped else 1.0  # the released evaluation, at every size
-        if has_output_norms(weights):  # the backbone of a detector or segmenter
-            arguments["output_norms"], count = True, 0
-        return ClassifierDescription(
-            name="dat_tiny", args=arguments, classes=_numbers(count), img_size=size, crop_pct=crop_pct, resize="square"
-        )
-    if not model:
-        if known is None:
-            raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")
-        return known
-    if not timm.is_model(model):
-        raise ConversionError(f"model {model!r} is not registered; ours are {', '.join(timm.list_models('dat*'))}")
-    cfg = timm.get_pretrained_cfg(model)
-    head = next((unwrap(weights)[key] for key in ("cls_head.weight", "head.fc.weight") if key in unwrap(weights)), None)
-    count = head.shape[0] if isinstance(head, Tensor) else cfg.num_classes
-    args: dict[str, Any] = {}
-    if has_output_norms(weights):
-        args["output_norms"], count = True, 0
-    names = known.classes if known is not None and len(known.classes) == count else _numbers(count)
+def _from_yaml(path: Path, weights: Mapping[str, Any]) -> ClassifierDescription:
+    """The model that a released YAML file configures, under its registered name."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConversionError(f"{path}: not readable as YAML ({_first_line(error)})") from error
+    if not isinstance(config, Mapping):
+        raise ConversionError(f"{path}: expected a mapping, got {type(config).__name__}")
+    arguments = released_args(config)
+    data, test = (section if isinstance(section := config.get(key), Mapping) else {} for key in ("DATA", "TEST"))
+    img_size = data.get("IMG_SIZE", arguments["img_size"])  # DAT++ at 384 keeps the tables, and the img_size, of 224
+    if type(img_size) is not int or img_size < 1:
+        raise ConversionError(f"{path}: DATA.IMG_SIZE: expected a positive size, got {img_size!r}")
+    name, args = registered_name(arguments, img_size)
+    classes = arguments["num_classes"]
+    if has_output_norms(weights):  # the backbone of a detector or segmenter
+        args["output_norms"], classes = True, 0
     return ClassifierDescription(
-        name=model,
+        name=name,
         args=args,
-        classes=names,
+        classes=_numbered(classes),
+        img_size=img_size,
+        # As the released code evaluates: at every size, resized by 256 / 224 and cropped.
+        crop_pct=img_size / int(256 / 224 * img_size) if test.get("CROP", True) else 1.0,
+        resize="square",
+    )
+
+
+def _from_name(name: str, weights: Mapping[str, Any], described: ClassifierDescription | None) -> ClassifierDescription:
+    """A registered model, with as many classes as the weights have, named as ``described`` if that fits."""
+    if not timm.is_model(name):
+        raise ConversionError(f"model {name!r} is not registered; ours are {', '.join(timm.list_models(module='dat'))}")
+    cfg = timm.get_pretrained_cfg(name)
+    args: dict[str, Any] = {}
+    classes = cfg.num_classes
+    if has_output_norms(weights):  # the backbone of a detector or segmenter
+        args["output_norms"], classes = True, 0
+    else:
+        unwrapped = unwrap(weights)
+        for key in ("cls_head.weight", "head.fc.weight"):
+            if isinstance(classifier := unwrapped.get(key), Tensor):
+                classes = classifier.shape[0]
+    same_classes = described is not None and len(described.classes) == classes
+    return ClassifierDescription(
+        name=name,
+        args=args,
+        classes=described.classes if described is not None and same_classes else _numbered(classes),
         img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct,
         resize="square",
@@ -185,16 +208,30 @@ def _describe(
     )
 
 
-def _numbers(count: int) -> list[str]:
+def _numbered(count: int) -> list[str]:
     return [str(i) for i in range(count)]
+
+
+def _set_image_args(description: ClassifierDescription, image_args: Mapping[str, str]) -> None:
+    for name, text in image_args.items():
+        if name not in ("img_size", "crop_pct", "resize"):
+            raise ConversionError(f"image_args: unknown {name!r}; expected img_size, crop_pct or resize")
+        try:
+            setattr(description, name, type(getattr(description, name))(text))
+        except ValueError as error:
+            raise ConversionError(f"image_args: {name}: expected a number, got {text!r}") from error
+    try:
+        description.check()
+    except DescriptionError as error:
+        raise ConversionError(f"image_args: {error}") from error
 
 
 def _read_classes(path: Path, count: int) -> list[str]:
     try:
-        names = path.read_text().split("\n")
+        lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path}: not readable as text ({_first_line(error)})") from error
-    names = [name.strip() for name in names if name.strip()]
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         raise ConversionError(f"{path}: {len(names)} class names, but the model has {count} classes")
     return names
