@@ -85,7 +85,7 @@ class _Yaml:
         number: Any = self.values.get(key, default)
         is_number = isinstance(number, kind) and not isinstance(number, bool)
         if not is_number or number < 0:
-            raise ConversionError(f"{key}: expected a number, not negative, got {number!r}")
+            raise ConversionError(f"{key}: expected a number of at least 0, got {number!r}")
         return number
 
     def blocks(self) -> tuple[tuple[str, ...], ...]:
