@@ -323,7 +323,7 @@ def test_plan_of_a_run(capsys, tmp_path):
     told = " ".join(capsys.readouterr().out.split())
     assert "model.drop_path_rate 0.2" in told
     assert "weight decay 0.05" in told
-    assert "1,281,167 (imagined; not there yet)" in told
+    assert "1,281,167 (fake data: the images are not there)" in told
     assert "1024 images = 1 processes x 16 batches x 64 images" in told
     assert "the run 375,300 steps" in told
     assert "warm-up 25,020 steps" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class LoaderConfig:
     workers: int = 1
     """Loader processes of each process; 0 loads in the training process."""
     max_unreadable: int = 50
-    """Damaged images of training, and of evaluation, that are passed over with a word for each before the run stops."""
+    """Unreadable images of training, and of evaluation, that are skipped with a warning; one more stops the run."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, from 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -76,7 +77,8 @@ class AugmentConfig:
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.4
-    """Strength of colour jitter; without effect when auto_augment is set, as in timm."""
+    """Brightness, contrast and saturation are each multiplied by a factor from 1 - this to 1 + this, in random order.
+    Without effect with auto_augment, as in timm, except for a `3a` policy."""
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     """timm's name of the automatic augmentation; empty for none."""
     random_erasing: float = 0.0
@@ -132,7 +134,7 @@ class RunConfig:
     output: Path = Path("runs/default")
     """Folder of checkpoints and logs."""
     resume: bool = False
-    """Continue the run in `output` from its last checkpoint; starts anew where there is none."""
+    """Continue the run in `output` from its last checkpoint; without a checkpoint, start from the beginning."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     device: str = "auto"
@@ -152,11 +154,11 @@ class RunConfig:
     ema: float = 0.0
     """Decay of an average of the weights, which is then evaluated and saved instead of them; 0 for none."""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is no number stops the run, or its step is left out, at most 10 in a row."""
+    """A non-finite loss or gradient stops the run, or the step is left out, at most 10 in a row."""
     save_minutes: float = 15.0
-    """Between checkpoints; one is written at the end of every epoch too."""
+    """Minutes between checkpoints, 0 for none inside an epoch; one is written at the end of every epoch too."""
     keep: int = 2
-    """How many of the last checkpoints stay."""
+    """How many of the last checkpoints are kept."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     progress: bool = True
@@ -188,8 +190,12 @@ class BaseConfig:
         for name, value in {"run.ema": self.run.ema, "optim.layer_decay": self.optim.layer_decay}.items():
             if not 0 <= value < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {value}")
-        if self.optim.schedule == "steps" and not self.optim.milestones:
-            raise UserError("optim.schedule steps needs optim.milestones, the epochs after which the rate falls")
+        milestones = self.optim.milestones
+        increasing = all(before < after for before, after in pairwise((0, *milestones)))
+        if self.optim.schedule == "steps" and not (milestones and increasing):
+            raise UserError(f"optim.milestones must be increasing numbers of epochs from 1, got {milestones}")
+        if self.run.parallel == "fsdp" and self.run.amp == "fp16":
+            raise UserError("run.amp fp16 scales losses, which run.parallel fsdp does not support; use run.amp bf16")
 
     def _positive(self) -> dict[str, float]:
         return {
@@ -229,7 +235,7 @@ class DetectionDataConfig(LoaderConfig):
     batch_size: int = 16
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
     min_size: tuple[int, ...] = (800,)
-    """Training resizes the shorter side to one of these, drawn anew for each image."""
+    """Training resizes the shorter side to one of these, drawn for each image."""
     max_size: int = 1333
     """The longer side is never resized to more."""
     eval_size: int = 800
@@ -244,7 +250,8 @@ class DetectionDataConfig(LoaderConfig):
     vflip: float = 0.0
     """Probability of a vertical flip; for images without an up and down."""
     color: bool = False
-    """Photometric distortion (SSD's)."""
+    """torchvision's RandomPhotometricDistort: brightness times 0.875 to 1.125, contrast and saturation times 0.5 to
+    1.5, hue turned by up to 18 degrees, channels in random order; each for half of the images."""
 
 
 @dataclass
@@ -267,7 +274,9 @@ class SegmentationDataConfig(LoaderConfig):
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     color: bool = True
-    """Photometric distortion (SSD's)."""
+    """mmsegmentation's PhotoMetricDistortion: up to 32 of 255 added to or taken from the brightness, contrast and
+    saturation times 0.5 to 1.5, hue turned by up to 36 degrees; each for half of the images. Channels keep their
+    order."""
     ignore_label: int = 255
     """Pixels that count neither in training nor in evaluation."""
     reduce_zero_label: bool = True

@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder, read in one place."""
+"""What a training run writes into its folder, read in one place."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 METRICS = "metrics.jsonl"
-"""One JSON object a line, for every epoch."""
+"""The log of a run: one JSON object a line, for every epoch."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The epochs that a run has logged, in order; none where there is no log.
+    """The epochs that a run has logged, in order; empty where there is no log.
 
-    A killed run may leave a last line that is cut; lines that are not an epoch are skipped.
+    A killed run may leave a truncated last line; lines that are not the metrics of an epoch are skipped.
     """
     path = folder / METRICS
     if not path.is_file():

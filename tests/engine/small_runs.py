@@ -39,9 +39,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     checkpoints = Checkpoints(folder / "checkpoints")
     step = checkpoints.steps()[0]
     entries = FileSystemReader(checkpoints.path(step)).read_metadata().state_dict_metadata
-    found = {name: torch.zeros(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    checkpoints.load(step, found)
-    return found
+    values = {name: torch.zeros(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
+    checkpoints.load(step, values)
+    return values
 
 
 def weights(folder: Path, what: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Two processes, as torchrun starts them: the same training as one, whole or in parts; and when one dies."""
+"""Two processes, as torchrun starts them: the same training as in one, sharded or not; and when one dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import TINY, assert_same_state, lines, run, small, weights
+from small_runs import TINY, assert_same_state, lines, run, small, weights, without_times
 
 from deformvit.engine.checkpoint import Checkpoints
 
@@ -78,7 +78,7 @@ def test_processes_train_as_one_does(images, alone, tmp_path, name, more):
 
 
 def test_one_process_goes_on_where_two_stopped(images, tmp_path):
-    """And takes up what parts of the model they wrote."""
+    """And loads the shards of the model that they wrote."""
     more = ("--run.parallel", "fsdp", "--run.ema", "0.9")
     assert torchrun(["-m", "deformvit"], images, tmp_path / "run", *more, epochs=1).returncode == 0
     before = weights(tmp_path / "run", "model")
@@ -101,7 +101,7 @@ def test_a_process_that_dies_ends_the_job_with_its_traceback(images, tmp_path):
     assert "out of luck" in ended.stderr
 
 
-def test_processes_that_torchrun_starts_again_go_on(images, tmp_path):
+def test_processes_that_torchrun_restarts_go_on(images, tmp_path):
     program = tmp_path / "dying.py"
     died = tmp_path / "died"
     program.write_text(WRAPPER.format(death=f"open({str(died)!r}, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)"))
@@ -111,10 +111,12 @@ def test_processes_that_torchrun_starts_again_go_on(images, tmp_path):
     whole = torchrun(["-m", "deformvit"], images, tmp_path / "whole", epochs=3)
     assert whole.returncode == 0, whole.stderr
     assert_same_state(tmp_path / "again", tmp_path / "whole")
+    again, whole = (without_times(lines(tmp_path / name)) for name in ("again", "whole"))
+    assert again == [pytest.approx(row) for row in whole]  # losses before the restart are those of both processes
 
 
 @pytest.mark.slow
-def test_batches_that_cannot_be_shared_are_told(images, tmp_path: Path):
+def test_an_error_names_batches_that_cannot_be_shared(images, tmp_path: Path):
     ended = torchrun(["-m", "deformvit"], images, tmp_path / "run", "--data.batch-size", "7")
     assert ended.returncode != 0
     assert "7: not divisible by 2 processes x 1 accumulated batches" in ended.stderr

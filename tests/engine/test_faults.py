@@ -1,4 +1,4 @@
-"""What goes wrong in long runs, done for real: killed processes, damaged files, full disks, losses that are none."""
+"""What goes wrong in long runs, done for real: killed processes, damaged files, full disks, non-finite losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(images, output, *more, epochs=6):
 
 
 def started(arguments, output, steps):
-    """A run that has written the checkpoint of so many steps and goes on."""
+    """A running process that has written the checkpoint of a step."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while (Checkpoints(output / "checkpoints").steps() or [0])[0] < steps:
@@ -46,7 +46,7 @@ def started(arguments, output, steps):
 SAVE_OFTEN = ("--run.save-minutes", "0.000001")
 
 
-def test_killed_run_resumes_as_if_nothing_had_been(images, tmp_path):
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(images, tmp_path):
     process = started(command(images, tmp_path / "killed", *SAVE_OFTEN), tmp_path / "killed", steps=9)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -72,13 +72,13 @@ def test_sigterm_writes_a_checkpoint_and_ends(images, tmp_path, workers):
     assert len(children) >= workers
     for child in (*children, process.pid):
         os.kill(int(child), signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    stopped = int(told.split("stopped after step ")[1].split()[0]) if "after step" in told else None
+    stopped = int(stderr.split("stopped after step ")[1].split()[0]) if "after step" in stderr else None
     newest = Checkpoints(tmp_path / "stopped" / "checkpoints").newest()
-    assert newest == stopped or "after epoch" in told
-    assert "--run.resume goes on" in told
-    assert "Traceback" not in told
+    assert newest == stopped or "after epoch" in stderr
+    assert "--run.resume goes on" in stderr
+    assert "Traceback" not in stderr
     config = small(images, tmp_path / "stopped", epochs=60)
     config.run.resume = True
     config.run.steps = newest + 2
@@ -107,9 +107,9 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(images, tmp_path, damag
     config = small(images, tmp_path / "run", epochs=3)
     config.run.resume = True
     run(config)
-    told = capsys.readouterr().err
-    assert f"{folder}: damaged" in told
-    assert "the one before is taken" in told
+    stderr = capsys.readouterr().err
+    assert f"{folder}: damaged" in stderr
+    assert "using an earlier one" in stderr
     assert_same_state(tmp_path / "run", tmp_path / "whole")
 
     for step in checkpoints.steps():
@@ -140,7 +140,7 @@ def test_checkpoints_execute_nothing(images, tmp_path):
         checkpoints.load(6, {"model.a": torch.zeros(1)})
 
 
-def test_the_last_checkpoints_stay(images, tmp_path):
+def test_the_last_checkpoints_are_kept(images, tmp_path):
     config = small(images, tmp_path / "run", epochs=4)
     config.run.keep = 3
     run(config)
@@ -148,7 +148,7 @@ def test_the_last_checkpoints_stay(images, tmp_path):
 
 
 def full_disk(size):
-    """Words that run a command with a small disk at a mount point, without being root."""
+    """Arguments that run a command with a small disk at a mount point, without being root."""
     return [
         "unshare",
         "--user",
@@ -160,7 +160,7 @@ def full_disk(size):
     ]
 
 
-def test_full_disk_is_told_and_loses_nothing(images, tmp_path):
+def test_a_full_disk_is_reported_and_loses_nothing(images, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if not shutil.which("unshare") or subprocess.run([*full_disk("1m"), disk, "true"], capture_output=True).returncode:
@@ -192,7 +192,7 @@ def _bytes_of_a_run(images, folder):
     return sum(file.stat().st_size for file in path.iterdir())
 
 
-def test_unreadable_images_are_passed_over_up_to_a_limit(images, tmp_path, capsys):
+def test_unreadable_images_are_skipped_up_to_a_limit(images, tmp_path, capsys):
     root = tmp_path / "images"
     shutil.copytree(images, root)
     (root / "train" / "left" / "3.png").write_bytes(b"no image")
@@ -200,10 +200,10 @@ def test_unreadable_images_are_passed_over_up_to_a_limit(images, tmp_path, capsy
     config = small(root, tmp_path / "run", epochs=2)
     config.data.workers = 2
     run(config)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for name in ("left/3.png", "top/5.png"):
-        assert len(re.findall(f"passed over .*{name}: ", told)) == 1  # though every epoch comes by
-    assert "(2 so far)" in told
+        assert len(re.findall(f"skipped .*{name}: ", stderr)) == 1  # though every epoch comes by
+    assert "(2 so far)" in stderr
     config = small(root, tmp_path / "strict", epochs=2)
     config.data.max_unreadable = 1
     with pytest.raises(DataError, match=r"png: not a readable image .*more than data.max_unreadable = 1"):
@@ -220,9 +220,9 @@ def test_unreadable_images_are_left_out_of_the_evaluation(images, tmp_path, caps
     config = small(damaged, tmp_path / "run", epochs=2)
     config.data.workers, config.data.eval_batch_size = 2, 1  # batches of nothing
     run(config)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for name in ("left/3.png", "top/5.png"):
-        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable image", told)) == 1
+        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable image", stderr)) == 1
     run(small(fewer, tmp_path / "fewer_run", epochs=2))
     for mine, other in zip(lines(tmp_path / "run"), lines(tmp_path / "fewer_run"), strict=True):
         assert mine["top1"] == other["top1"]
@@ -248,7 +248,7 @@ def test_an_error_ends_the_run_and_its_loader_processes(images, tmp_path):
     assert "TypeError: a mistake" in ended.stderr
 
 
-def test_nothing_readable_is_told_at_once(images, tmp_path):
+def test_a_data_set_without_readable_images_stops_at_once(images, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(images, root)
     for path in (root / "train").rglob("*.png"):
@@ -258,7 +258,7 @@ def test_nothing_readable_is_told_at_once(images, tmp_path):
 
 
 class Broken(Classification):
-    """Gives a loss that is no number at some steps."""
+    """Gives a non-finite loss at some steps."""
 
     at: tuple[int, ...] = ()
     step = 0
@@ -269,7 +269,7 @@ class Broken(Classification):
         return {name: loss * (float("nan") if self.step - 1 in self.at else 1) for name, loss in losses.items()}
 
 
-def test_loss_that_is_no_number_stops_with_its_place(images, tmp_path):
+def test_a_non_finite_loss_stops_and_is_located(images, tmp_path):
     config = small(images, tmp_path / "run")
     task = Broken(config)
     task.at = (7,)
@@ -278,7 +278,7 @@ def test_loss_that_is_no_number_stops_with_its_place(images, tmp_path):
     assert all(value.isfinite().all() for value in weights(tmp_path / "run", "model").values())
 
 
-def test_weight_that_is_no_number_is_named(images, tmp_path):
+def test_a_non_finite_weight_is_named(images, tmp_path):
     config = small(images, tmp_path / "run")
 
     class Damaged(Classification):
@@ -291,7 +291,7 @@ def test_weight_that_is_no_number_is_named(images, tmp_path):
         loop.fit(Damaged(config), config)
 
 
-def test_steps_with_bad_losses_can_be_left_out(images, tmp_path, capsys):
+def test_steps_with_non_finite_losses_can_be_left_out(images, tmp_path, capsys):
     config = small(images, tmp_path / "run", epochs=2)
     config.run = dataclasses.replace(config.run, nonfinite="skip", save_minutes=1e-9, keep=12)
     task = Broken(config)

@@ -1,4 +1,4 @@
-"""The order of a run's images: nothing but the seed decides it."""
+"""The order of a run's images: only the seed decides it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from deformvit import UserError, recipes
-from deformvit.engine.loader import Loader, Order, Sharing, order, sharing, steps_per_epoch
+from deformvit.engine.loader import Loader, MicroBatches, Sharing, epoch_order, sharing, steps_per_epoch
 from deformvit.engine.runtime import mix, seeded
 
 
 class Numbers(Dataset):
-    """Items are their index, a random number of each generator, and what is left of them is counted."""
+    """Items are their index and a random number of each generator; something is dropped of every fifth."""
 
     def __init__(self, count, seconds=0.0):
         self.count, self.seconds = count, seconds
@@ -39,12 +39,12 @@ def configured(batch, workers=0, accumulate=1):
     return config
 
 
-def places(count, batch, first, last, share=None):
-    return list(Order(Numbers(count), batch, 7, first, last, share or Sharing(0, 1, 1, batch)))
+def micro_batches(count, batch, first, last, share=None):
+    return list(MicroBatches(Numbers(count), batch, 7, first, last, share or Sharing(0, 1, 1, batch)))
 
 
 def test_epochs_take_every_image_once_in_another_order():
-    taken = places(23, 4, 0, 10)  # two epochs of five steps; three images are left over in each
+    taken = micro_batches(23, 4, 0, 10)  # two epochs of five steps; three images are left over in each
     assert len(taken) == 10
     for epoch in (0, 1):
         indices = [index for step in taken[5 * epoch : 5 * epoch + 5] for _, index in step]
@@ -54,34 +54,41 @@ def test_epochs_take_every_image_once_in_another_order():
 
 
 def test_a_run_goes_on_at_any_step():
-    whole = places(23, 4, 0, 15)
+    whole = micro_batches(23, 4, 0, 15)
     for first in (1, 4, 5, 7, 14):
-        assert places(23, 4, first, 15) == whole[first:]
+        assert micro_batches(23, 4, first, 15) == whole[first:]
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (1, 4), (2, 2), (4, 2)])
 def test_shares_make_up_the_step(size, accumulate):
     micro = 8 // (size * accumulate)
-    parts = [places(30, 8, 0, 6, Sharing(rank, size, accumulate, micro)) for rank in range(size)]
-    whole = places(30, 8, 0, 6)
+    parts = [micro_batches(30, 8, 0, 6, Sharing(rank, size, accumulate, micro)) for rank in range(size)]
+    whole = micro_batches(30, 8, 0, 6)
     for step in range(6):
         own = [parts[rank][step * accumulate + k] for rank in range(size) for k in range(accumulate)]
-        assert sorted(place for part in own for place in part) == sorted(whole[step])
+        assert sorted(key for part in own for key in part) == sorted(whole[step])
 
 
 def test_seeds_and_epochs_are_unrelated():
     images = Numbers(1000)
-    orders = [order(images, seed, epoch) for seed, epoch in ((0, 1), (1, 0), (0, 0), (1, 1))]
+    orders = [epoch_order(images, seed, epoch) for seed, epoch in ((0, 1), (1, 0), (0, 0), (1, 1))]
     for i, one in enumerate(orders):
         for other in orders[:i]:
             assert (one == other).float().mean() < 0.01
     assert len({mix(a, b, c) for a in range(20) for b in range(20) for c in range(20)}) == 8000
 
 
-def test_data_may_have_an_order_of_their_own():
+def test_data_sets_may_give_the_order():
     images = Numbers(6)
     images.shuffled = lambda generator: torch.arange(5, -1, -1)
-    assert [index for _, index in next(iter(Order(images, 6, 0, 0, 1, Sharing(0, 1, 1, 6))))] == [5, 4, 3, 2, 1, 0]
+    assert [index for _, index in next(iter(MicroBatches(images, 6, 0, 0, 1, Sharing(0, 1, 1, 6))))] == [
+        5,
+        4,
+        3,
+        2,
+        1,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -90,10 +97,10 @@ def test_loader_processes_change_nothing(workers):
     alone = torch.stack(list(Loader(images, default_collate, configured(8), 2, 12)))
     many = torch.stack(list(Loader(images, default_collate, configured(8, workers), 2, 12)))
     assert torch.equal(alone, many)
-    assert alone[..., 1:].unique().numel() == alone[..., 1:].numel()  # every item has random numbers of its own
+    assert alone[..., 1:].unique().numel() == alone[..., 1:].numel()  # every item has its own random numbers
 
 
-def test_what_random_numbers_follow_is_undisturbed():
+def test_seeding_an_item_leaves_the_generators_alone():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
@@ -107,8 +114,8 @@ def test_what_random_numbers_follow_is_undisturbed():
 def test_what_is_left_out_of_images_is_counted(workers):
     loader = Loader(Numbers(40), default_collate, configured(8, workers), 0, 5)
     list(loader)
-    assert loader.reported() == ["8 fives"]
-    assert loader.reported() == []
+    assert loader.take_dropped() == ["8 fives"]
+    assert loader.take_dropped() == []
 
 
 @pytest.mark.parametrize(("workers", "factor"), [(0, 1), (2, 2)])
@@ -118,13 +125,13 @@ def test_loader_and_model_are_measured(workers, factor):
     began = time.perf_counter()
     for _ in loader:
         time.sleep(0.06)
-    measured = loader.measured(time.perf_counter() - began)
+    measured = loader.throughput(time.perf_counter() - began)
     assert measured["loader_images_s"] == pytest.approx(33.3 * factor, rel=0.3)
     assert measured["loader_ratio"] == pytest.approx(factor * 0.5, rel=0.4)
-    assert loader.measured(1.0) == {}
+    assert loader.throughput(1.0) == {}
 
 
-def test_batches_that_do_not_divide_are_told():
+def test_errors_name_batches_that_do_not_divide():
     with pytest.raises(UserError, match="10: not divisible by 1 processes x 4 accumulated"):
         sharing(configured(10, accumulate=4))
     with pytest.raises(UserError, match="3 training images do not fill a batch of 10"):

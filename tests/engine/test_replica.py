@@ -24,11 +24,11 @@ def test_average_takes_running_statistics_as_they_are():
     assert not torch.equal(made.average[1].running_mean, made.model[1].running_mean)
     made.update_average()
     assert torch.equal(made.average[1].running_mean, made.model[1].running_mean)
-    assert made.to_use() is made.average
+    assert made.eval_model() is made.average
     assert not any(p.requires_grad for p in made.average.parameters())
 
 
-def test_state_to_read_into_changes_no_weight():
+def test_creating_the_optimisers_state_changes_no_weight():
     made = replica()
     before = [p.detach().clone() for p in made.model.parameters()]
     optimizer = torch.optim.AdamW(made.model.parameters(), lr=0.1, weight_decay=0.5)
@@ -39,7 +39,7 @@ def test_state_to_read_into_changes_no_weight():
     assert {"model.0.weight", "model.1.running_mean", "optimizer.0.weight.exp_avg"} <= names.keys()
 
 
-def test_models_without_blocks_to_recompute_are_told():
+def test_models_that_cannot_recompute_are_refused():
     with pytest.raises(UserError, match="run.grad_checkpointing: Sequential cannot recompute"):
         replica(grad_checkpointing=True)
 

@@ -1,4 +1,4 @@
-"""What a run would be: ``deformvit train RECIPE --dry-run``."""
+"""A run's configuration, steps, and estimates of memory and time: ``deformvit train RECIPE --dry-run``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from deformvit.engine.runtime import autocast
 
 IMAGENET = 1_281_167, 1000
 """Training images and classes of ImageNet-1K."""
-TRIED = 4
-"""Images that memory and time are measured with on a CPU; a GPU takes a whole micro-batch."""
+CPU_IMAGES = 4
+"""Images of the steps that are measured on a CPU; on a GPU a whole micro-batch is measured."""
 
 
-class Imagined(Dataset[Any]):
-    """Noise in the place of ImageNet-1K, to plan a run before the data are there."""
+class FakeImageNet(Dataset[Any]):
+    """Noise of ImageNet-1K's size, to plan a run before the images are there.
+
+    Args:
+        size: height and width of the images, in pixels.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -40,15 +44,15 @@ class Imagined(Dataset[Any]):
         return torch.randn(3, self.size, self.size), index % IMAGENET[1]
 
 
-def imagined(config: BaseConfig) -> Imagined | None:
-    """A stand-in for the data of a run on ImageNet."""
+def fake_data(config: BaseConfig) -> FakeImageNet | None:
+    """Fake data for a run on ImageNet, None for others."""
     if isinstance(config, ClassificationConfig) and config.data.root == "imagenet":
-        return Imagined(config.data.img_size)
+        return FakeImageNet(config.data.img_size)
     return None
 
 
 def show(task: Task, config: BaseConfig) -> None:
-    """Print configuration, parameter groups, steps, and estimates of memory and time from steps really made."""
+    """Print configuration, parameter groups, steps, and estimates of memory and time from measured steps."""
     print("Configuration")
     print_values([(name, repr(value)) for name, value in _flat(config)])
     share, steps = sharing(config), steps_per_epoch(task.train_set, config)
@@ -68,28 +72,28 @@ def show(task: Task, config: BaseConfig) -> None:
     print("\nSteps")
     count = len(task.train_set)  # type: ignore[arg-type]
     divided = f"{share.size} processes x {share.accumulate} batches x {share.micro} images"
-    where = " (imagined; not there yet)" if isinstance(task.train_set, Imagined) else ""
+    note = " (fake data: the images are not there)" if isinstance(task.train_set, FakeImageNet) else ""
     print_values(
         [
-            ("training images", f"{count:,}{where}"), ("a step", f"{config.data.batch_size} images = {divided}"),
+            ("training images", f"{count:,}{note}"), ("a step", f"{config.data.batch_size} images = {divided}"),
             ("an epoch", f"{steps:,} steps"), ("the run", f"{total:,} steps"),
             ("warm-up", f"{warmup_steps(config, steps):,} steps"),
             ("peak rate", f"{max(group['lr'] for group in optimizer.param_groups):.3g}"),
         ]
     )  # fmt: skip
-    tried = share.micro if device.type == "cuda" else min(share.micro, TRIED)
-    seconds, activations = _measure(task, replica, config, device, tried)
+    measured = share.micro if device.type == "cuda" else min(share.micro, CPU_IMAGES)
+    seconds, activations = _measure(task, replica, config, device, measured)
     fixed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in replica.model.parameters())
     fixed += sum(p.numel() * p.element_size() for p in replica.average.parameters()) if replica.average else 0
     fixed //= share.size if replica.sharded else 1
     images = total * config.data.batch_size / share.size
-    print(f"\nEstimates for {device}, from a step of {tried} images")
+    print(f"\nEstimates for {device}, from a step of {measured} images")
     print_values(
         [
             ("weights, gradients, moments", f"{fixed / 2**30:.2f} GiB a process"),
-            ("activations", f"{activations / tried * share.micro / 2**30:.2f} GiB for {share.micro} images"),
-            ("an image", f"{1000 * seconds / tried:.1f} ms, {tried / seconds:.1f} images/s"),
-            ("the run", f"{images * seconds / tried / 3600:,.1f} hours without loading and evaluation"),
+            ("activations", f"{activations / measured * share.micro / 2**30:.2f} GiB for {share.micro} images"),
+            ("an image", f"{1000 * seconds / measured:.1f} ms, {measured / seconds:.1f} images/s"),
+            ("the run", f"{images * seconds / measured / 3600:,.1f} hours without loading and evaluation"),
         ]
     )
 
@@ -104,14 +108,14 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _measure(task: Task, replica: Replica, config: BaseConfig, device: torch.device, count: int) -> tuple[float, int]:
-    """Seconds of forward and backward on so many images, and bytes that the forward pass keeps for the other."""
+    """Seconds of forward and backward on ``count`` images, and bytes that forward keeps for backward."""
     replica.model.train()
-    known = {p.untyped_storage().data_ptr() for p in replica.model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in replica.model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage().data_ptr()
-        if address not in known:
+        if address not in weights:
             kept[address] = tensor
         return tensor
 
@@ -120,7 +124,7 @@ def _measure(task: Task, replica: Replica, config: BaseConfig, device: torch.dev
         batch = task.collate([task.train_set[i] for i in range(count)])
         _wait(device)
         began = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(keep if attempt == 0 else _same, _same):
+        with torch.autograd.graph.saved_tensors_hooks(keep if attempt == 0 else _identity, _identity):
             with autocast(device, config.run.amp):
                 losses = task.losses(replica.wrapped, batch, device)
             loss = torch.stack([value.float() for value in losses.values()]).sum()
@@ -133,7 +137,7 @@ def _measure(task: Task, replica: Replica, config: BaseConfig, device: torch.dev
     return min(seconds[1:]), kept_bytes
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 

@@ -83,7 +83,7 @@ def _detector(predictor: DetectionPredictor, data: str, workers: int, results: P
     if distributed.rank() == 0:
         for problem in images.problems:
             print(f"deformvit: {problem}", file=sys.stderr)
-    batches = loading.Evaluated(images, coco.collate, 1, workers)
+    batches = loading.EvalLoader(images, coco.collate, 1, workers)
     metrics, found = detection.evaluate(predictor.model, batches, predictor.device, shown)
     if results is not None and distributed.rank() == 0:
         write_atomically(results, lambda path: path.write_text(json.dumps(found)))
@@ -102,7 +102,7 @@ def _segmenter(predictor: SegmentationPredictor, data: str, workers: int, option
         reduce_zero_label=told.reduce_zero_label, **options,
     )  # fmt: skip
     images = segmentation.open_evaluation(settings, predictor.classes)
-    batches = loading.Evaluated(images, default_collate, 1, workers)
+    batches = loading.EvalLoader(images, default_collate, 1, workers)
     metrics = segmentation.evaluate(predictor.model, batches, settings, predictor.device, shown, predictor.classes)
     return [("images", batches.measured()), *((name, f"{value:.2f}") for name, value in metrics.items())]
 
@@ -115,6 +115,6 @@ def _classifier(
     from deformvit.tasks import classification, loading
 
     images = classification.open_evaluation(data, predictor.description, predictor.name, resize)
-    batches = loading.Evaluated(images, default_collate, batch_size, workers)
+    batches = loading.EvalLoader(images, default_collate, batch_size, workers)
     metrics = classification.evaluate(predictor.model, batches, predictor.device, shown)
     return [("images", batches.measured()), *((name, f"{value:.4g}") for name, value in metrics.items())]

@@ -80,6 +80,6 @@ def _task(config: Any, fake_data: bool = False) -> Task:
     if fake_data and not Path(config.data.root).exists():
         from deformvit.cli import dry_run
 
-        images = dry_run.imagined(config)
+        images = dry_run.fake_data(config)
         return Classification(config, images, images)
     return Classification(config)

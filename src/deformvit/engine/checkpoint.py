@@ -1,9 +1,9 @@
-"""Training states: PyTorch's distributed checkpoints, written whole or not at all, checked before they are read.
+"""Checkpoints of training: PyTorch's distributed checkpoints, written atomically and verified before they are read.
 
-A state is a folder ``step-00001234``: the tensors in files of ``torch.distributed.checkpoint``, which every process
-writes its part of and any number of processes reads; ``state.json`` with everything that is no tensor; ``files.json``
-with sizes and SHA-256 sums of the others. It is written under another name and moved when it is complete. Reading
-executes nothing.
+A checkpoint is a folder ``step-00001234``. Its tensors are in files of ``torch.distributed.checkpoint``: every process
+writes its part, any number of processes can read them. ``state.json`` holds everything else, and ``files.json`` the
+sizes and SHA-256 sums of the other files. The folder is written under another name and renamed when it is complete.
+Reading a checkpoint does not execute code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pickle
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ _ALLOWED = {
     ("pathlib._local", "PosixPath"),
     ("pathlib._local", "WindowsPath"),
 }
-"""What the index of a distributed checkpoint of tensors names, besides dtypes; other contents would be pickles."""
+"""Classes that the pickled index of a checkpoint of tensors needs, besides dtypes; no others are unpickled."""
 
 
 class CheckpointError(UserError):
@@ -58,63 +58,68 @@ class CheckpointError(UserError):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
 
 class _Reader(FileSystemReader):
-    """PyTorch's reader unpickles whatever the index of a checkpoint names; this one only what belongs there."""
+    """PyTorch's reader unpickles any class that the index names; this one only those that a checkpoint needs."""
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError("its index is none")
+            raise pickle.UnpicklingError(f"its index is a {type(metadata).__name__}, expected Metadata")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class Checkpoints:
-    """The training states of a run, of which the last few are kept.
+    """The checkpoints of a run, of which the last few are kept.
 
     Args:
-        folder: where they are; created when the first is written. Every process must see it.
-        keep: how many stay.
+        folder: of the checkpoints; created with the first one. All processes must have access to it.
+        keep: how many are kept.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def steps(self) -> list[int]:
-        """The steps that have a state, newest first."""
-        found = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
-        return sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+        """The steps that have a checkpoint, newest first."""
+        numbers = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
+        return sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
 
     def path(self, step: int) -> Path:
-        """Folder of the state of a step."""
+        """Folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step:08d}"
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a state; all processes call it together. What was written before stays until it is complete.
+        """Write a checkpoint; all processes call it together. Earlier ones stay until it is complete.
+
+        Args:
+            step: of the run.
+            tensors: by name; of sharded tensors every process writes its part.
+            state: everything else, JSON-able; that of rank 0 is written.
 
         Raises:
-            CheckpointError: it cannot be written, such as on a full disk; in all processes.
+            CheckpointError: it cannot be written, for example on a full disk; in all processes.
         """
         target = self.path(step)
         temporary = self.folder / f".{target.name}.tmp"
-        problem = _tried(lambda: self._prepare(temporary)) if distributed.rank() == 0 else ""
-        problem = _first(problem) or _first(_tried(lambda: _write(tensors, temporary)))
+        problem = _failure(lambda: self._prepare(temporary)) if distributed.rank() == 0 else ""
+        problem = _any_failure(problem) or _any_failure(_failure(lambda: _write(tensors, temporary)))
         if distributed.rank() == 0 and not problem:
-            problem = _tried(lambda: self._finish(temporary, target, state))
-        problem = _first(problem)
+            problem = _failure(lambda: self._finish(temporary, target, state))
+        problem = _any_failure(problem)
         if problem:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"{target} cannot be written: {problem}; what was written before is whole")
+            raise CheckpointError(f"{target} cannot be written: {problem}; earlier checkpoints are undamaged")
 
     def _prepare(self, temporary: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,15 +135,17 @@ class Checkpoints:
         if target.exists():  # of the same step, from before the run was resumed further back
             shutil.rmtree(target)
         temporary.rename(target)
-        _sync(self.folder)  # the new name is on the disk before older states go
+        _sync(self.folder)  # the new name is on the disk before older checkpoints are deleted
         for step in self.steps()[self.keep :]:
             shutil.rmtree(self.path(step), ignore_errors=True)
 
     def newest(self) -> int | None:
-        """The newest step whose state is undamaged, with a word about those that are not; the same in all processes.
+        """The newest step whose checkpoint is undamaged, None where there are none; the same in all processes.
+
+        Damaged ones are reported.
 
         Raises:
-            CheckpointError: there are states, but none of them is whole.
+            CheckpointError: all checkpoints are damaged.
         """
         chosen, problems = None, []
         if distributed.rank() == 0:
@@ -149,21 +156,22 @@ class Checkpoints:
                     break
                 problems.append(f"{self.path(step)}: {problem}")
             for problem in problems:
-                print(f"deformvit: {problem}; the one before is taken", file=sys.stderr)
+                print(f"deformvit: {problem}; using an earlier one", file=sys.stderr)
         chosen, problems = distributed.broadcast((chosen, problems))
         if chosen is None and problems:
             raise CheckpointError(f"no checkpoint to resume from: {problems[0]}")
         return chosen
 
     def state(self, step: int) -> dict[str, Any]:
-        """What is no tensor of a state."""
+        """The part of a checkpoint that is not tensors."""
         return json.loads((self.path(step) / "state.json").read_text())
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Read the tensors of a state into those given, of the same names and shapes.
+        """Read the tensors of a checkpoint into those given, of the same names and shapes.
 
         Raises:
-            CheckpointError: names or shapes differ, or it holds more than tensors.
+            CheckpointError: names or shapes differ, the files cannot be read, or their index needs other classes than
+                those of tensors.
         """
         path = self.path(step)
         try:
@@ -185,31 +193,31 @@ class Checkpoints:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with the files of a state; empty if they are as they were written."""
+    """How the files of a checkpoint differ from what was written; empty if they do not."""
     try:
         files = json.loads((path / "files.json").read_text())
         for name, (size, digest) in files.items():
-            found = _summary(path / name)
-            if found[0] != size:
-                return f"damaged, {name} has {found[0]} bytes instead of {size}"
-            if found[1] != digest:
+            actual_size, actual_digest = _summary(path / name)
+            if actual_size != size:
+                return f"damaged, {name} has {actual_size} bytes instead of {size}"
+            if actual_digest != digest:
                 return f"damaged, the contents of {name} have changed"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"damaged ({_reason(error)})"
-    return "" if {".metadata", "state.json"} <= files.keys() else "damaged, files.json names not all files"
+    return "" if {".metadata", "state.json"} <= files.keys() else "damaged, files.json does not list all files"
 
 
 def _summary(path: Path) -> tuple[int, str]:
     """Bytes and SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return path.stat().st_size, digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
-    """Have a file or folder on the disk, should the power fail."""
+    """Flush a file or folder to the disk, in case the power fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -222,8 +230,8 @@ def _write(tensors: dict[str, Tensor], folder: Path) -> None:
         save(tensors, storage_writer=FileSystemWriter(folder, overwrite=True))
 
 
-def _tried(action: Any) -> str:
-    """Why an action failed to write; empty if it did not."""
+def _failure(action: Callable[[], object]) -> str:
+    """Why an action failed to write; empty if it did not fail."""
     try:
         action()
     except (OSError, RuntimeError, CheckpointException) as error:
@@ -231,13 +239,13 @@ def _tried(action: Any) -> str:
     return ""
 
 
-def _first(problem: str) -> str:
-    """A problem of any process, known to all."""
+def _any_failure(problem: str) -> str:
+    """The first problem of any process, in all of them; empty if none has one."""
     return next(filter(None, distributed.gather(problem)), "")
 
 
 def _reason(error: BaseException) -> str:
-    """One line; of a failed distributed operation, what failed in the first process that did."""
+    """The error in one line; of a failed distributed operation, that of the first process that failed."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
@@ -248,7 +256,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's remark that a single process saves on its own."""
+    """Without PyTorch's warning that a single process saves alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is")
         yield

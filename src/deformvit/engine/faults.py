@@ -1,4 +1,4 @@
-"""What can end a training step early: a signal, a loss that is no number; all processes decide alike."""
+"""What can end a run early, a signal or a non-finite loss; all processes decide alike."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from deformvit.errors import UserError
 
 
 class NonFiniteLoss(UserError):
-    """The loss or a gradient became infinite or not a number."""
+    """A loss or gradient became infinite or NaN."""
 
 
 class Stopped(UserError):
-    """The run was told to stop (SIGTERM); its state is written."""
+    """The run received SIGTERM; its state is written."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 class StopSignal:
-    """Notes SIGTERM instead of dying of it, so that the run ends between two steps. Use as a context."""
+    """A context in which SIGTERM sets ``received`` instead of ending the process, so that a run ends between steps."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> StopSignal:
         self._before = None
-        if threading.current_thread() is threading.main_thread():  # Python takes handlers nowhere else
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():  # the only one in which Python sets handlers
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
 
     def __exit__(self, *_error: object) -> None:
@@ -46,24 +46,23 @@ class StopSignal:
 
 
 def any_process(device: torch.device, *flags: Tensor | bool) -> list[bool]:
-    """Whether each flag is set in any process; one exchange, and one wait for the device."""
-    both = torch.stack([torch.as_tensor(flag, device=device).float().reshape(()) for flag in flags])
+    """Whether each flag is set in any process: one exchange, and one wait for the device."""
+    joined = torch.stack([torch.as_tensor(flag, device=device).float().reshape(()) for flag in flags])
     if distributed.size() > 1:
-        torch_distributed.all_reduce(both, torch_distributed.ReduceOp.MAX)
-    return [value > 0 for value in both.tolist()]
+        torch_distributed.all_reduce(joined, torch_distributed.ReduceOp.MAX)
+    return [value > 0 for value in joined.tolist()]
 
 
-def describe(model: nn.Module, parts: dict[str, Tensor]) -> str:
-    """Which losses, weights and gradients are no numbers."""
-    values = {name: part.detach().float().item() for name, part in parts.items()}
-    told = [", ".join(f"{name} {value:.4g}" for name, value in values.items())]
+def describe_nonfinite(model: nn.Module, losses: dict[str, Tensor]) -> str:
+    """The losses, and which weights and gradients are not finite."""
+    described = [", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())]
     for what in ("weight", "gradient"):
-        named = [(name, p if what == "weight" else p.grad) for name, p in model.named_parameters()]
-        wrong = [name for name, tensor in named if tensor is not None and not _finite(tensor)]
-        if wrong:
-            many = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            told.append(f"{what} of {wrong[0]}{many} not finite")
-    return "; ".join(told)
+        tensors = {name: p if what == "weight" else p.grad for name, p in model.named_parameters()}
+        names = [name for name, tensor in tensors.items() if tensor is not None and not _finite(tensor)]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            described.append(f"{what} of {names[0]}{more} not finite")
+    return "; ".join(described)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""The images of a whole run in an order that nothing but its seed decides: it continues at any step, on any machine.
+"""The images of a whole run in an order that only its seed decides: it continues at any step, on any machine.
 
-Every epoch's order comes from (seed, epoch), every image's augmentation from (seed, epoch, image). So neither the
-number of processes, of loader workers nor of micro-batches changes what an optimiser step sees, and no state of a
-loader needs to be stored.
+Every epoch's order comes from (seed, epoch), every image's augmentation from (seed, epoch, image). So the numbers of
+processes, loader workers and micro-batches do not change the images of an optimiser step, and no state of a loader
+needs to be stored.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from deformvit.config import BaseConfig
 from deformvit.engine.runtime import mix, seeded
 from deformvit.errors import DataError, UnreadableImage, UserError
 
-Place = tuple[int, int]
-"""An epoch, and the index of an image."""
-IN_A_ROW = 20
-"""Unreadable images one after another that stand for a data set that is not there."""
+SampleKey = tuple[int, int]
+"""An epoch and the index of an image in the data set."""
+MAX_CONSECUTIVE_UNREADABLE = 20
+"""Unreadable images in a row after which the data set is considered missing or damaged."""
 
 
 class Sharing(NamedTuple):
@@ -60,7 +60,7 @@ def steps_per_epoch(images: Dataset[Any], config: BaseConfig) -> int:
     """Optimiser steps of an epoch; whole batches only.
 
     Raises:
-        UserError: not one whole batch.
+        UserError: the images do not fill one batch.
     """
     count, batch = len(images), config.data.batch_size  # type: ignore[arg-type]
     if count < batch:
@@ -68,10 +68,10 @@ def steps_per_epoch(images: Dataset[Any], config: BaseConfig) -> int:
     return count // batch
 
 
-def order(images: Dataset[Any], seed: int, epoch: int) -> torch.Tensor:
+def epoch_order(images: Dataset[Any], seed: int, epoch: int) -> torch.Tensor:
     """Indices of all images in the order of an epoch.
 
-    A data set may have a say, ``shuffled(generator)``: one that is read in pieces keeps neighbours together.
+    A data set with a method ``shuffled(generator)`` gives the order itself: one of shards keeps neighbours close.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     shuffled: Callable[[torch.Generator], torch.Tensor] | None = getattr(images, "shuffled", None)
@@ -80,8 +80,8 @@ def order(images: Dataset[Any], seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(len(images), generator=generator)  # type: ignore[arg-type]
 
 
-class Order(Sampler[list[Place]]):
-    """The micro-batches of this process from one step to another, over the ends of epochs.
+class MicroBatches(Sampler[list[SampleKey]]):
+    """The micro-batches of this process from one step to another, across epochs.
 
     Args:
         images: the data set.
@@ -98,17 +98,17 @@ class Order(Sampler[list[Place]]):
     def __len__(self) -> int:
         return (self.last - self.first) * self.share.accumulate
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         steps = len(self.images) // self.batch  # type: ignore[arg-type]
         share = self.share
-        current, places = -1, torch.empty(0)
+        current, indices = -1, torch.empty(0)
         for step in range(self.first, self.last):
             epoch, number = divmod(step, steps)
             if epoch != current:
-                current, places = epoch, order(self.images, self.seed, epoch)
+                current, indices = epoch, epoch_order(self.images, self.seed, epoch)
             for part in range(share.accumulate):
                 begin = number * self.batch + (part * share.size + share.rank) * share.micro
-                yield [(epoch, index) for index in places[begin : begin + share.micro].tolist()]
+                yield [(epoch, index) for index in indices[begin : begin + share.micro].tolist()]
 
 
 class _Item(NamedTuple):
@@ -127,17 +127,17 @@ class _Batch(NamedTuple):
 
 
 class _Seeded(Dataset[_Item]):
-    """A data set whose items are drawn from the seed of their place, and timed; the next stands in for a damaged."""
+    """Items with random numbers seeded by their key, and timed. The next image replaces one that cannot be read."""
 
     def __init__(self, images: Dataset[Any], seed: int) -> None:
         self.images, self.seed = images, seed
 
-    def __getitem__(self, place: Place) -> _Item:
-        epoch, index = place
+    def __getitem__(self, key: SampleKey) -> _Item:
+        epoch, index = key
         began, unreadable = time.perf_counter(), []
         count = len(self.images)  # type: ignore[arg-type]
         with seeded(mix(self.seed, epoch, index)):
-            for attempt in range(min(IN_A_ROW, count)):
+            for attempt in range(min(MAX_CONSECUTIVE_UNREADABLE, count)):
                 try:
                     value = self.images[(index + attempt) % count]
                     break
@@ -153,7 +153,7 @@ class _Seeded(Dataset[_Item]):
 
 
 class _Collate:
-    """A task's collation, and what is to be known of the items besides."""
+    """A task's collation, and the sums of what was measured of the items."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
@@ -168,12 +168,12 @@ class _Collate:
 
 
 def _start_worker(_number: int) -> None:
-    # A scheduler signals whole groups of processes; the images are still needed for the steps until the checkpoint.
+    # A scheduler sends SIGTERM to all processes of a job; the loader's are needed until the checkpoint is written.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Loader:
-    """Micro-batches from a step to the end of the run, and how fast they come.
+    """Micro-batches from a step to the end of the run, and measurements of their speed.
 
     Args:
         images: the data set of the whole run.
@@ -181,7 +181,7 @@ class Loader:
         config: the run.
         first: the step to begin with.
         last: the step to end before.
-        pin: lay batches where a GPU fetches them faster.
+        pin: put batches into pinned memory, which is copied to a GPU faster.
     """
 
     def __init__(
@@ -189,12 +189,12 @@ class Loader:
         pin: bool = False,
     ) -> None:  # fmt: skip
         data = config.data
-        places = Order(images, data.batch_size, config.run.seed, first, last, sharing(config))
+        micro_batches = MicroBatches(images, data.batch_size, config.run.seed, first, last, sharing(config))
         self._loader: DataLoader[Any] = DataLoader(
-            _Seeded(images, config.run.seed), batch_sampler=places, num_workers=data.workers,
+            _Seeded(images, config.run.seed), batch_sampler=micro_batches, num_workers=data.workers,
             collate_fn=_Collate(collate), pin_memory=pin, worker_init_fn=_start_worker,
         )  # fmt: skip
-        self.lanes = max(data.workers, 1)
+        self.parallel = max(data.workers, 1)
         self.limit = data.max_unreadable
         self.unreadable: set[str] = set()
         self.dropped: Counter[str] = Counter()
@@ -202,7 +202,7 @@ class Loader:
         self.waited = self.decoded = 0.0
 
     def __iter__(self) -> Generator[Any, None, None]:
-        """The batches. To be closed: its processes ignore SIGTERM, so that Python would wait for them at its end."""
+        """The batches. Close it: the worker processes ignore SIGTERM, so Python would wait for them at exit."""
         batches = iter(self._loader)
         try:
             while True:
@@ -215,25 +215,30 @@ class Loader:
                 self.images += batch.images
                 self.dropped.update(batch.dropped)
                 for message in batch.unreadable:
-                    self._pass_over(message)
+                    self._skip(message)
                 yield batch.value
         finally:
-            del batches  # which ends them; the traceback of an error would keep it
+            del batches  # ends the workers; the traceback of an error would keep them
 
-    def _pass_over(self, message: str) -> None:
+    def _skip(self, message: str) -> None:
         if message in self.unreadable:
             return
         self.unreadable.add(message)
         count = len(self.unreadable)
         if count > self.limit:
             raise DataError(f"{message}; more than data.max_unreadable = {self.limit} images cannot be read")
-        print(f"deformvit: passed over {message} ({count} so far)", file=sys.stderr)
+        print(f"deformvit: skipped {message} ({count} so far)", file=sys.stderr)
 
-    def measured(self, seconds: float) -> dict[str, float]:
-        """Images a second since the last call, which took so many seconds: of the run, the loader, the model.
+    def throughput(self, seconds: float) -> dict[str, float]:
+        """Images per second of this process since the last call.
 
-        ``loader_images_s`` is what this process's workers could decode if nothing held them up, ``loader_ratio`` that
-        over what the model takes if nothing keeps it waiting: below 1, the loader is the bottleneck.
+        Args:
+            seconds: since the last call.
+
+        Returns:
+            ``images_s``, those that were trained; ``loader_images_s``, those that its workers could decode without
+            waiting for the model; ``loader_ratio``, that over those that the model could train without waiting for
+            images: below 1, the loader is the bottleneck. Empty if there were no images.
         """
         images, waited, decoded = self.images, self.waited, self.decoded
         self.images, self.waited, self.decoded = 0, 0.0, 0.0
@@ -241,11 +246,11 @@ class Loader:
             return {}
         if self._loader.num_workers == 0:  # waiting is decoding, and the model's time is the rest
             waited = decoded
-        loader, model = self.lanes * images / max(decoded, 1e-9), images / max(seconds - waited, 1e-9)
+        loader, model = self.parallel * images / max(decoded, 1e-9), images / max(seconds - waited, 1e-9)
         return {"images_s": images / seconds, "loader_images_s": loader, "loader_ratio": loader / model}
 
-    def reported(self) -> list[str]:
-        """What was left out of images since the last call, a line for each kind."""
+    def take_dropped(self) -> list[str]:
+        """Counts of what the data set left out of images since the last call, a line for each kind."""
         lines = [f"{count} {kind}" for kind, count in sorted(self.dropped.items())]
         self.dropped.clear()
         return lines

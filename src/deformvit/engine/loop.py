@@ -20,16 +20,16 @@ from deformvit import distributed
 from deformvit.config import BaseConfig, as_dict
 from deformvit.devices import pick_device
 from deformvit.engine.checkpoint import CheckpointError, Checkpoints
-from deformvit.engine.faults import NonFiniteLoss, Stopped, StopSignal, any_process, describe
+from deformvit.engine.faults import NonFiniteLoss, Stopped, StopSignal, any_process, describe_nonfinite
 from deformvit.engine.loader import Loader, sharing, steps_per_epoch
-from deformvit.engine.log import MetricsLog
+from deformvit.engine.log import LossSums, MetricsLog
 from deformvit.engine.optim import build_optimizer, build_schedule, total_steps
-from deformvit.engine.replica import Replica, fill_state, norm
+from deformvit.engine.replica import Replica, clip_gradients, fill_state
 from deformvit.engine.runtime import autocast, mix, seed_all
 from deformvit.storage import write_atomically
 
-SKIPS = 10
-"""Steps in a row that may be left out for a loss that is no number."""
+MAX_SKIPPED = 10
+"""Consecutive steps that ``run.nonfinite skip`` may leave out."""
 
 
 class Task(Protocol):
@@ -40,7 +40,7 @@ class Task(Protocol):
 
     @property
     def train_set(self) -> Dataset[Any]:
-        """Training images; an item depends on nothing but its index and the random numbers drawn for it."""
+        """Training images; an item depends only on its index and the random numbers drawn for it."""
 
     def build_model(self) -> nn.Module:
         """The network, with its starting weights."""
@@ -58,19 +58,20 @@ class Task(Protocol):
         """Metrics of the model on the validation images, which processes share; the same in all of them."""
 
     def save_model(self, model: nn.Module, path: Any, metrics: dict[str, float]) -> None:
-        """Write weights that can be used without the run, with what is needed to use them."""
+        """Write a model file that can be used without the run."""
 
 
 def fit(task: Task, config: BaseConfig) -> dict[str, float]:
-    """Train, evaluate and write everything under ``config.run.output``; returns the last evaluation.
+    """Train, evaluate and write everything under ``config.run.output``; returns the metrics of the last epoch.
 
     Files: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (to resume), ``best.safetensors`` (to
     use). A run that torchrun starts again after a failure resumes by itself.
 
     Raises:
-        NonFiniteLoss: naming step, losses and parameters.
-        CheckpointError: ``run.resume`` and no checkpoint that can be used, or one that cannot be written.
-        Stopped: SIGTERM came; the state is written.
+        NonFiniteLoss: a loss or gradient is not finite; names the step, losses and parameters.
+        CheckpointError: the folder holds a run and ``run.resume`` is not set, no checkpoint can be resumed from, or one
+            cannot be written.
+        Stopped: SIGTERM was received; the state is written.
     """
     return _Run(task, config).train()
 
@@ -100,15 +101,13 @@ class _Run:
         self.trained = [p for p in self.replica.model.parameters() if p.requires_grad]
         self.step, self.best, self.seconds, self.skipped = 0, -math.inf, 0.0, 0
         self.metrics: dict[str, float] = {}
-        self.sums: dict[str, float] = {}
-        """Losses of the epoch so far, of this process."""
-        self.counted = 0
-        """Steps that they are of."""
+        self.sums = LossSums(self.device)
+        """Losses of the epoch so far."""
         if resume:
             self._resume()
 
     def train(self) -> dict[str, float]:
-        """All steps that are left."""
+        """Train the remaining steps."""
         if self.step >= self.total and self.main:
             print(f"{self.out}: all {self.epochs} epochs are done", file=sys.stderr)
         if self.main:
@@ -124,7 +123,7 @@ class _Run:
         return self.metrics
 
     def _epoch(self, batches: Iterator[Any], loader: Loader, stop: StopSignal, log: MetricsLog) -> None:
-        """What is left of an epoch, its evaluation and its checkpoint."""
+        """The remaining steps of an epoch, its evaluation and its checkpoint."""
         epoch, config = self.step // self.steps, self.config
         first, last = epoch * self.steps, min((epoch + 1) * self.steps, self.total)
         began = saved = time.perf_counter()
@@ -138,27 +137,26 @@ class _Run:
             while self.step < last:
                 due = self.main and time.perf_counter() - saved > 60 * config.run.save_minutes > 0
                 stopping, saving = self._step(batches, stop.received, due)
-                bar.update()
-                if self.step % 10 == 1:
-                    rate, loss = self.optimizer.param_groups[0]["lr"], self.sums.get("train_loss", math.nan)
-                    bar.set_postfix(loss=f"{loss / max(self.counted, 1):.3f}", lr=f"{rate:.2e}", refresh=False)
+                if bar.update():  # it was drawn: at most twice a second
+                    rate = self.optimizer.param_groups[0]["lr"]
+                    loss = self.sums.read().get("train_loss", math.nan) / max(self.sums.steps, 1)
+                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", refresh=False)
                 if (stopping or saving) and self.step < last:
                     self.seconds = before + time.perf_counter() - began
                     self._save()
                     saved = time.perf_counter()
                 if stopping and self.step < last:
                     raise Stopped(f"SIGTERM: stopped after step {self.step} of {self.total}; --run.resume goes on")
+        sums, steps = self.sums.total()  # waits for the device, so that the time is that of all steps
         trained = time.perf_counter() - began
-        everyone = distributed.gather((self.sums, self.counted))
-        steps = max(sum(counted for _, counted in everyone), 1)
-        self.metrics = {name: sum(sums[name] for sums, _ in everyone) / steps for name in self.sums}
-        self.metrics |= {"lr": self.optimizer.param_groups[0]["lr"], **loader.measured(trained)}
-        self.sums, self.counted = {}, 0
-        for line in loader.reported() if self.main else ():
+        self.metrics = {name: value / steps for name, value in sums.items()}
+        self.metrics |= {"lr": self.optimizer.param_groups[0]["lr"], **loader.throughput(trained)}
+        self.sums = LossSums(self.device)
+        for line in loader.take_dropped() if self.main else ():
             print(f"deformvit: left out in epoch {epoch + 1}: {line}", file=sys.stderr)
         model = None
         if (epoch + 1) % config.run.eval_every == 0 or epoch + 1 == self.epochs:
-            model = self.replica.to_use()
+            model = self.replica.eval_model()
             self.metrics |= self.task.evaluate(model, self.device, config.run.progress)
         self.metrics["seconds"] = self.seconds = before + time.perf_counter() - began
         if model is not None and self.metrics.get(self.task.main_metric, -math.inf) > self.best:
@@ -166,7 +164,7 @@ class _Run:
             if self.main:
                 self.task.save_model(model, self.out / "best.safetensors", self.metrics)
         if self.main:
-            log.write(epoch, self.metrics)  # before the state: a line too many is dropped on resuming
+            log.write(epoch, self.metrics)  # before the checkpoint: resuming drops a line too many
             shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
             print(f"epoch {epoch + 1}/{self.epochs}  {shown}", flush=True)
         self._save()
@@ -178,54 +176,58 @@ class _Run:
         config, share = self.config, self.share
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for part in range(share.accumulate):
             batch = next(batches)
             # Dropped paths and mixed images come from the step, not from how many random numbers were drawn before it.
             seed_all(mix(config.run.seed, self.step, share.rank, part))
             with self.replica.accumulating(last=part + 1 == share.accumulate):
                 with autocast(self.device, config.run.amp):
-                    losses = self.task.losses(self.replica.wrapped, batch, self.device)
-                loss = torch.stack([value.float() for value in losses.values()]).sum() / share.accumulate
+                    parts = self.task.losses(self.replica.wrapped, batch, self.device)
+                loss = torch.stack([value.float() for value in parts.values()]).sum() / share.accumulate
                 self.scaler.scale(loss).backward()
-            for name, value in losses.items():
+            for name, value in parts.items():
                 added = value.detach().float() / share.accumulate
-                totals[name] = totals[name] + added if name in totals else added
+                losses[name] = losses[name] + added if name in losses else added
         self.scaler.unscale_(self.optimizer)
-        size = norm(self.trained, config.optim.clip_grad)
-        total = torch.stack(list(totals.values())).sum()
+        grad_norm = clip_gradients(self.trained, config.optim.clip_grad)
+        total = torch.stack(list(losses.values())).sum()
         # Scaled losses overflow now and then; the scaler leaves such steps out by itself.
-        bad = ~total.isfinite() if self.scaler.is_enabled() else ~(total.isfinite() & size.isfinite())
-        broken, stopping, saving = any_process(self.device, bad, stop, save)
-        if broken:
-            self._complain(totals)
+        finite = total.isfinite() if self.scaler.is_enabled() else total.isfinite() & grad_norm.isfinite()
+        # The one time in a step that the host waits for the device. What it reads decides whether the optimiser steps,
+        # in all processes alike. Read a step later, the gradients that an error names would be gone, and waiting for
+        # images would be measured while the device still computes.
+        nonfinite, stopping, saving = any_process(self.device, ~finite, stop, save)
+        if nonfinite:
+            self._report_nonfinite(losses)
         else:
             self.skipped = 0
             self.scaler.step(self.optimizer)
             self.replica.update_average()
-            self.counted += 1
-            for name, value in {"train_loss": total, **(totals if len(totals) > 1 else {})}.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value.item()
+            self.sums.add({"train_loss": total, **(losses if len(losses) > 1 else {})})
         self.scaler.update()
         self.step += 1
         return stopping, saving
 
-    def _complain(self, losses: dict[str, Tensor]) -> None:
+    def _report_nonfinite(self, losses: dict[str, Tensor]) -> None:
+        """Stop the run, or warn that the step is left out."""
         epoch, number = divmod(self.step, self.steps)
-        place = f"epoch {epoch + 1}, step {number + 1} of {self.steps}"
-        told = f"loss or gradient is not finite at {place} ({describe(self.replica.model, losses)})"
+        position = f"epoch {epoch + 1}, step {number + 1} of {self.steps}"
+        cause = describe_nonfinite(self.replica.model, losses)
+        message = f"loss or gradient is not finite at {position} ({cause})"
         self.skipped += 1
         if self.config.run.nonfinite == "stop":
-            raise NonFiniteLoss(f"{told}; run.nonfinite skip would leave the step out")
-        if self.skipped > SKIPS:
-            raise NonFiniteLoss(f"{told}; {self.skipped} steps in a row")
+            raise NonFiniteLoss(f"{message}; with --run.nonfinite skip the step would be left out")
+        if self.skipped > MAX_SKIPPED:
+            raise NonFiniteLoss(f"{message}; {self.skipped} steps in a row")
         if self.main:
-            print(f"deformvit: {told}; step left out", file=sys.stderr)
+            print(f"deformvit: {message}; step left out", file=sys.stderr)
 
     def _save(self) -> None:
+        sums, counted = self.sums.total()
         state = {
             "step": self.step, "steps_per_epoch": self.steps, "best": self.best, "metrics": self.metrics,
-            "sums": self.sums, "counted": self.counted, "seconds": self.seconds, "skipped": self.skipped,
+            "sums": sums, "counted": counted, "seconds": self.seconds, "skipped": self.skipped,
             "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         self.checkpoints.save(self.step, self.replica.tensors(self.optimizer), state)
@@ -245,5 +247,6 @@ class _Run:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
-        self.sums, self.counted = state["sums"], state["counted"]
+        if self.main:  # the sums are those of all processes, which add to them from here on
+            self.sums.restore(state["sums"], state["counted"])
         self.seconds, self.skipped = state["seconds"], state["skipped"]

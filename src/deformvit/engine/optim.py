@@ -1,4 +1,4 @@
-"""Optimiser and schedule, from timm's parts."""
+"""Optimiser and schedule, built from timm's parts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deformvit.errors import UserError
 
 
 def build_optimizer(model: nn.Module, config: BaseConfig) -> torch.optim.Optimizer:
-    """AdamW whose weight decay spares norms, biases and what the model's ``no_weight_decay`` names.
+    """AdamW without weight decay for norms, biases and the parameters that the model's ``no_weight_decay`` names.
 
     Raises:
-        UserError: layer-wise rates for a model that does not say what its layers are.
+        UserError: ``optim.layer_decay`` for a model without timm's ``group_matcher``, which groups it into layers.
     """
     optim = config.optim
     if optim.layer_decay and not hasattr(model, "group_matcher"):
-        raise UserError(f"optim.layer_decay: {type(model).__name__} does not say what its layers are")
+        raise UserError(f"optim.layer_decay: {type(model).__name__} has no group_matcher, which lists its layers")
     return create_optimizer_v2(
         model, opt="adamw", lr=optim.lr * _batch_scale(config), weight_decay=optim.weight_decay, betas=optim.betas,
         layer_decay=optim.layer_decay or None,
@@ -40,7 +40,7 @@ def warmup_steps(config: BaseConfig, steps_per_epoch: int) -> int:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: BaseConfig, steps_per_epoch: int) -> Scheduler:
-    """Linear warm-up, then what ``optim.schedule`` names, in optimiser steps; every rate scales with the batch."""
+    """Linear warm-up, then the decay of ``optim.schedule``, per optimiser step; every rate scales with the batch."""
     optim, scale = config.optim, _batch_scale(config)
     total, warmup = total_steps(config, steps_per_epoch), warmup_steps(config, steps_per_epoch)
     if optim.schedule == "steps":

@@ -1,4 +1,4 @@
-"""The model of a run on one process or many: what PyTorch wraps it in, its average, its weights in one piece."""
+"""The model of a run in one process or many: PyTorch's wrapper, the average of the weights, unsharded weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from deformvit import distributed
 from deformvit.config import BaseConfig
 from deformvit.errors import UserError
 
-UNIT = 500_000
-"""Parameters from which a block is gathered and freed on its own under fully_shard."""
+MIN_SHARD_UNIT = 500_000
+"""Parameters of the smallest block that fully_shard gathers and frees separately."""
 
 
 class Replica:
@@ -28,19 +28,17 @@ class Replica:
 
     Args:
         model: on its device.
-        body: the part of it (or all of it) that compilation, recomputation and sharding concern.
+        body: the part of it (or all of it) that is compiled, recomputed and sharded by blocks.
         config: the run.
         device: of the model.
 
     Raises:
-        UserError: options that exclude one another, or that the model does not have.
+        UserError: ``run.grad_checkpointing`` for a model that does not support it.
     """
 
     def __init__(self, model: nn.Module, body: nn.Module, config: BaseConfig, device: torch.device) -> None:
         run = config.run
         self.sharded = run.parallel == "fsdp" and distributed.size() > 1
-        if self.sharded and run.amp == "fp16":
-            raise UserError("run.amp fp16 scales losses, which is not supported with run.parallel fsdp; take bf16")
         if run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if run.grad_checkpointing:
@@ -48,22 +46,22 @@ class Replica:
             if enable is None:
                 raise UserError(f"run.grad_checkpointing: {type(body).__name__} cannot recompute its blocks")
             enable()
-        self._plain = copy.deepcopy(model) if self.sharded else None
-        """Takes whole weights to evaluate and to save them."""
+        self._unsharded = copy.deepcopy(model) if self.sharded else None
+        """Receives all weights, to evaluate and to save them."""
         self.average: nn.Module | None = copy.deepcopy(model).requires_grad_(False) if run.ema else None
         self.decay = run.ema
         if run.compile:
             body.compile()
         if self.sharded:
             mesh = init_device_mesh(device.type, (distributed.size(),))
-            place = next(name for name, module in model.named_modules() if module is body)
+            path = next(name for name, module in model.named_modules() if module is body)
             for each in (model, self.average):
                 if each is not None:
-                    _shard(each, each.get_submodule(place), mesh)
+                    _shard(each, each.get_submodule(path), mesh)
         self.model = model
-        """The module itself: names of its parameters are those of the model."""
+        """The module without PyTorch's wrapper: its parameters have the model's names."""
         self.wrapped: nn.Module = model
-        """What forward passes of training go through."""
+        """Called in training; DistributedDataParallel where there is one."""
         if distributed.size() > 1 and not self.sharded:
             if device.type == "cuda":
                 self.model = model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -72,7 +70,7 @@ class Replica:
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Any:
-        """Gradients are exchanged with the last micro-batch of a step only."""
+        """A micro-batch of a step; processes exchange gradients in the last one only."""
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             with self.wrapped.no_sync():
                 yield
@@ -83,7 +81,7 @@ class Replica:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """The exponential moving average takes in the weights; running statistics are copied."""
+        """Update the exponential moving average of the weights; running statistics are copied."""
         if self.average is None:
             return
         averaged, current = list(self.average.parameters()), [p.detach() for p in self.model.parameters()]
@@ -92,28 +90,27 @@ class Replica:
         for mean, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(buffer)
 
-    def to_use(self) -> nn.Module:
-        """The model to evaluate and to save: the average where there is one, in one piece; all processes call it."""
+    def eval_model(self) -> nn.Module:
+        """The model to evaluate and to save, unsharded: the average where there is one. All processes call it."""
         source = self.average if self.average is not None else self.model
-        if self._plain is None:
+        if self._unsharded is None:
             return source
-        weights = {name: _whole(tensor) for name, tensor in source.state_dict().items()}
-        self._plain.load_state_dict(weights)
-        return self._plain
+        self._unsharded.load_state_dict({name: _full(tensor) for name, tensor in source.state_dict().items()})
+        return self._unsharded
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Everything that training goes on from, by name; to save, or to be read into."""
-        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        """The tensors of a checkpoint by name: model, average and optimiser; to save, or to load into."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
-            found |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             state = optimizer.state.get(parameter, {})
-            found |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-        return found
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+        return tensors
 
 
 def fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimiser that has not stepped yet the state that a checkpoint is read into; weights stay."""
+    """Create the state of an optimiser that has not stepped yet, to load a checkpoint into; weights do not change."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -125,19 +122,21 @@ def fill_state(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = rate
 
 
-def norm(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Norm of all gradients, which are scaled down to the largest allowed if that is positive."""
-    total = nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else torch.inf)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    """Norm of all gradients together, a scalar; if ``max_norm`` is positive, they are scaled down to it."""
+    return _full(nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else torch.inf))
 
 
 def _shard(model: nn.Module, body: nn.Module, mesh: Any) -> None:
-    """fully_shard the blocks of the body, then the rest of the model; heads call parts of parts, which units forbid."""
+    """fully_shard the blocks of the body, then the rest of the model as one.
+
+    Heads are not sharded by blocks: they call submodules of their blocks, which fully_shard does not support.
+    """
     for module in reversed(list(body.modules())):
         if isinstance(module, nn.ModuleList | nn.Sequential):
             for child in module:
                 shardable = not isinstance(child, nn.ModuleList | FSDPModule)
-                if shardable and sum(p.numel() for p in child.parameters()) >= UNIT:
+                if shardable and sum(p.numel() for p in child.parameters()) >= MIN_SHARD_UNIT:
                     fully_shard(child, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -146,5 +145,5 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -14,7 +14,7 @@ _WORD = 2**64 - 1
 
 
 def mix(*values: int) -> int:
-    """One seed of 32 bits from several numbers, such as a run's seed and a step; neighbours give unrelated seeds.
+    """A 32-bit seed from several numbers, such as a run's seed and a step; neighbouring numbers give unrelated seeds.
 
     The finaliser of SplitMix64 (Steele et al., 2014) after each number.
     """
@@ -36,7 +36,7 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers on the CPU from a seed; afterwards they go on as if nothing had been drawn."""
+    """Random numbers on the CPU come from a seed; afterwards the generators continue as if nothing had been drawn."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

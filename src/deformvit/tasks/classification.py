@@ -25,7 +25,7 @@ from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
-from deformvit.tasks.loading import Evaluated
+from deformvit.tasks.loading import EvalLoader
 
 Batch = tuple[Tensor, Tensor]
 
@@ -65,7 +65,7 @@ class Classification:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
         self.classes: list[str] = self.train_set.classes
-        self.validation = Evaluated(
+        self.validation = EvalLoader(
             self.val_set, default_collate, data.eval_batch_size, data.workers, data.max_unreadable
         )
         augment = config.augment

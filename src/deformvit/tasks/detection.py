@@ -18,7 +18,7 @@ from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe_detector
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import Evaluated
+from deformvit.tasks.loading import EvalLoader
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -34,7 +34,7 @@ class Detection:
         self.train_set = coco.open_coco(data.root, "train", transforms.train_transform(data), masks=self.masks)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
-        self.validation = Evaluated(self.val_set, coco.collate, 1, data.workers, data.max_unreadable)
+        self.validation = EvalLoader(self.val_set, coco.collate, 1, data.workers, data.max_unreadable)
         for problem in (*self.train_set.problems, *self.val_set.problems) if distributed.rank() == 0 else ():
             print(f"deformvit: {problem}", file=sys.stderr)
 
@@ -77,7 +77,7 @@ def open_evaluation(root: str, masks: bool, classes: list[str]) -> coco.CocoImag
 
 @torch.inference_mode()
 def evaluate(
-    model: Detector, batches: Evaluated[coco.CocoImages], device: torch.device, progress: bool
+    model: Detector, batches: EvalLoader[coco.CocoImages], device: torch.device, progress: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Average precision over all images that can be read, and the detections in COCO's format.
 

@@ -1,4 +1,4 @@
-"""Images in evaluation: processes share them, and those that cannot be read are left out."""
+"""Images of an evaluation: processes share them, and those that cannot be read are left out."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from deformvit.errors import DataError, UnreadableImage
 Images = TypeVar("Images")
 
 
-class _Try(NamedTuple):
-    place: int
+class _Item(NamedTuple):
+    key: int
     value: Any
     error: str
 
 
-class _Tried(Dataset[_Try]):
-    """A data set that gives the error of an image which cannot be read."""
+class _Readable(Dataset[_Item]):
+    """A data set whose items hold the error where an image cannot be read."""
 
     def __init__(self, images: Any) -> None:
         self.images = images
 
-    def __getitem__(self, index: int) -> _Try:
+    def __getitem__(self, index: int) -> _Item:
         try:
-            return _Try(index, self.images[index], "")
+            return _Item(index, self.images[index], "")
         except UnreadableImage as error:
-            return _Try(index, None, str(error))
+            return _Item(index, None, str(error))
 
 
 class _Collate:
-    """A task's collation of what could be read, and what could not."""
+    """A task's collation of the images that could be read, and the errors of the others by index."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, tries: list[_Try]) -> tuple[Any, dict[int, str]]:
-        values = [found.value for found in tries if not found.error]
-        unreadable = {found.place: found.error for found in tries if found.error}
+    def __call__(self, items: list[_Item]) -> tuple[Any, dict[int, str]]:
+        values = [item.value for item in items if not item.error]
+        unreadable = {item.key: item.error for item in items if item.error}
         return self.collate(values) if values else None, unreadable
 
 
-class Evaluated(Generic[Images]):
-    """Batches of the images that this process evaluates, every n-th of n processes, as often as wanted.
+class EvalLoader(Generic[Images]):
+    """Batches of the images that this process evaluates: of n processes each takes every n-th image.
 
-    An image that cannot be read is left out and named once.
+    It can be iterated over many times. An image that cannot be read is left out; the first time with a warning.
 
     Args:
         images: the data set.
         collate: items -> batch.
-        batch: images at once.
+        batch: images of a batch.
         workers: loader processes.
         limit: how many images of a process may be unreadable.
     """
@@ -75,10 +75,10 @@ class Evaluated(Generic[Images]):
         """The batches.
 
         Raises:
-            DataError: more images than the limit cannot be read.
+            DataError: more than ``limit`` images cannot be read.
         """
         loader: DataLoader[Any] = DataLoader(
-            _Tried(self.images), self.batch, sampler=self._share(), num_workers=self.workers,
+            _Readable(self.images), self.batch, sampler=self._share(), num_workers=self.workers,
             collate_fn=_Collate(self.collate),
         )  # fmt: skip
         for batch, unreadable in loader:
@@ -88,7 +88,7 @@ class Evaluated(Generic[Images]):
                 yield batch
 
     def left_out(self) -> list[int]:
-        """Indices of the images that no process could read. All processes must ask."""
+        """Indices of the images that could not be read, of all processes, which call it together."""
         return sorted(index for indices in distributed.gather(list(self._unreadable)) for index in indices)
 
     def _share(self) -> range:

@@ -19,7 +19,7 @@ from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe_segmenter
 from deformvit.tasks.classification import parse_args
-from deformvit.tasks.loading import Evaluated
+from deformvit.tasks.loading import EvalLoader
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,7 +38,7 @@ class Segmentation:
         )  # fmt: skip
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
-        self.validation = Evaluated(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
+        self.validation = EvalLoader(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
         together = data.batch_size // (distributed.size() * config.run.accumulate)
         if config.head.system == "upernet" and together < 2:
             raise UserError(
@@ -85,7 +85,7 @@ def open_evaluation(data: SegmentationDataConfig, classes: list[str]) -> Segment
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, batches: Evaluated[SegmentationImages], data: SegmentationDataConfig, device: torch.device,
+    model: Segmenter, batches: EvalLoader[SegmentationImages], data: SegmentationDataConfig, device: torch.device,
     progress: bool, names: list[str] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """mIoU, mAcc and aAcc over all readable images at their own size, and the IoU of every class of ``names``.
