@@ -106,13 +106,14 @@ class Classification:
         return model
 
     def _load(self, model: nn.Module, path: Path) -> None:
-        tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
         classifier = model.get_classifier()  # type: ignore[operator]
         prefix = next(name for name, module in model.named_modules() if module is classifier)
         fresh = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
-        if any(name in tensors and tensors[name].shape != value.shape for name, value in fresh.items()):
-            tensors |= fresh
+        tensors = released_files.read_checkpoint(path)
         try:
+            tensors = released_weights.adapt(tensors, model)
+            if any(name in tensors and tensors[name].shape != value.shape for name, value in fresh.items()):
+                tensors |= fresh
             released_weights.load_released(model, tensors)
         except released_weights.ConversionError as error:
             raise UserError(f"{path}: {error}") from error
