@@ -120,14 +120,16 @@ def test_what_is_left_out_of_images_is_counted(workers):
 
 @pytest.mark.parametrize(("workers", "factor"), [(0, 1), (2, 2)])
 def test_loader_and_model_are_measured(workers, factor):
-    """30 ms an image in the loader; 60 ms for four in the model."""
+    """30 ms an image in the loader; 60 ms for four in the model, or what the machine makes of it."""
     loader = Loader(Numbers(40, seconds=0.03), default_collate, configured(4, workers), 0, 10)
-    began = time.perf_counter()
+    model, began = 0.0, time.perf_counter()
     for _ in loader:
+        before = time.perf_counter()
         time.sleep(0.06)
+        model += time.perf_counter() - before
     measured = loader.throughput(time.perf_counter() - began)
     assert measured["loader_images_s"] == pytest.approx(33.3 * factor, rel=0.3)
-    assert measured["loader_ratio"] == pytest.approx(factor * 0.5, rel=0.4)
+    assert measured["loader_ratio"] == pytest.approx(measured["loader_images_s"] * model / 40, rel=0.2)
     assert loader.throughput(1.0) == {}
 
 
