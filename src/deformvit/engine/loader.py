@@ -203,10 +203,10 @@ class Loader:
 
     def __iter__(self) -> Generator[Any, None, None]:
         """The batches. Close it: the worker processes ignore SIGTERM, so Python would wait for them at exit."""
+        began = time.perf_counter()  # the time that the workers take to start is waiting, too
         batches = iter(self._loader)
         try:
             while True:
-                began = time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:
                     return
@@ -217,6 +217,7 @@ class Loader:
                 for message in batch.unreadable:
                     self._skip(message)
                 yield batch.value
+                began = time.perf_counter()
         finally:
             del batches  # ends the workers; the traceback of an error would keep them
 
