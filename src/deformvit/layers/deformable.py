@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deformvit.layers import common
 from deformvit.ops import deform_attn, grid, log_displacement
+from deformvit.ops.sdpa import sdpa
 
 torch.fx.wrap("deform_attn")
 torch.fx.wrap("log_displacement")
@@ -275,11 +276,11 @@ class DeformableAttention(nn.Module):
         if self.bias_mlp is not None:
             bias = self.bias_mlp(log_displacement(pos.flatten(2, -2), size, self.convention).to(q.dtype))
             bias = bias.movedim(-1, 1).unflatten(0, (-1, self.groups)).flatten(1, 2)
-            return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p)
+            return sdpa(q, k, v, bias.to(q.dtype), dropout_p)
         if self.position == "fixed":
             assert self.bias_table is not None
             bias = resize_fixed_bias(self.bias_table, self.table_size, size, self.stride)
-            return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout_p)
+            return sdpa(q, k, v, bias.to(q.dtype), dropout_p)
         return deform_attn(
             q, k, v, pos.flatten(2, -2), self.bias_table,
             query_hw=size, convention=self.convention, dropout_p=dropout_p,

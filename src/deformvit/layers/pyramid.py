@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from deformvit.layers import common
+from deformvit.ops.sdpa import sdpa
 
 
 class ReductionAttention(nn.Module):
@@ -50,6 +50,6 @@ class ReductionAttention(nn.Module):
         q = self.q(tokens).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(reduced.permute(0, 2, 3, 1)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        out = sdpa(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
         out = out.transpose(1, 2).reshape(tokens.shape)
         return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)

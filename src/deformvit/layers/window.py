@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deformvit.layers import common
 from deformvit.ops import window
+from deformvit.ops.sdpa import sdpa
 
 
 class WindowAttention(nn.Module):
@@ -67,7 +68,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(window.partition(tokens, size, shift))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         bias = window.bias_and_mask(self.bias_table, self.window_size, tokens, size, shift, q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.attn_drop if self.training else 0.0)
+        out = sdpa(q, k, v, bias, self.attn_drop if self.training else 0.0)
         out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
         return window.merge(out, tokens, size, shift).permute(0, 3, 1, 2)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformvit.ops.sdpa import sdpa
 from deformvit.ops.settings import ScopedSetting
 
 TILE = 7
@@ -102,11 +103,11 @@ def neighborhood_attn(
         bias = table.flatten(1)[:, index.flatten()].reshape(heads, *mask[:, 0].shape).transpose(0, 1)
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))
     mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)[None]  # tiles and heads together: SDPA's fast paths want 4 axes
-    out = F.scaled_dot_product_attention(
+    out = sdpa(
         queries.flatten(4, 5).flatten(1, 3),
         gather(k).flatten(4, 5).flatten(1, 3),
         gather(v).flatten(4, 5).flatten(1, 3),
-        mask, dropout_p, scale=scale,
+        mask, dropout_p, scale,
     )  # fmt: skip
     out = out.reshape(batch, rows, cols, heads, tile_h, tile_w, dim).permute(0, 3, 1, 4, 2, 5, 6)
     return out.reshape(batch, heads, rows * tile_h, cols * tile_w, dim)[:, :, :height, :width]

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deformvit.ops import grid
 from deformvit.ops.deformable.bias import query_tokens
+from deformvit.ops.sdpa import sdpa
 
 MAX_TILE_WEIGHTS = 1 << 22
 """Attention weights of a tile, of all images and heads together: 16 MiB in float32. 2^18 and 2^20 were slower."""
@@ -41,7 +41,7 @@ def deform_attn(
         max_tile_weights: attention weights of a tile, of all images and heads together; decides speed and memory.
     """
     if table is None:  # there is no bias to materialise, and PyTorch's own attention is linear in memory
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+        return sdpa(q, k, v, dropout_p=dropout_p, scale=scale)
     queries = query_tokens(query_hw, convention, pos)
     step = max(max_tile_weights // max(q.shape[0] * q.shape[1] * k.shape[2], 1), 1)
     if q.shape[2] <= step:
@@ -126,7 +126,7 @@ def _tile(
     tables = table.unflatten(0, (groups, -1)).repeat(len(pos), *(1,) * table.ndim)
     bias = grid.sample_displaced(tables, queries, pos.flatten(0, 1)).reshape(*q.shape[:3], k.shape[2])
     if bias.dtype == q.dtype:
-        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p, scale=scale)
+        return sdpa(q, k, v, bias, dropout_p, scale)
     # Features in low precision: the bias stays in the positions' float32, as in the reference.
     weights = torch.softmax(scale * q @ k.transpose(-2, -1) + bias, dim=-1).to(v.dtype)
     return torch.dropout(weights, dropout_p, train=dropout_p > 0) @ v
