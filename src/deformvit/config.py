@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from deformvit.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the RGB channels, from 0 to 1."""
 
 
 @dataclass
@@ -40,10 +44,10 @@ class LoaderConfig:
     """Loader processes of each process; 0 loads in the training process."""
     max_unreadable: int = 50
     """Unreadable images of training, and of evaluation, that are skipped with a warning; one more stops the run."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of the RGB channels, from 0 to 1."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of the RGB channels."""
+    mean: tuple[float, ...] = ()
+    """Mean of the RGB channels, from 0 to 1; by default the checkpoint's, without one ImageNet's."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of the RGB channels; by default as mean."""
 
 
 @dataclass
@@ -52,14 +56,15 @@ class DataConfig(LoaderConfig):
 
     cache: str = ""
     """Where tar shards from a URL are kept; by default ~/.cache/deformvit."""
-    img_size: int = 224
-    """Side of the square that the network sees."""
+    img_size: int = 0
+    """Side of the square that the network sees; by default the checkpoint's, without one the model's usual side."""
     eval_batch_size: int = 256
     """Images per evaluation step."""
-    resize: Literal["shorter", "square"] = "shorter"
-    """Evaluation resizes the shorter side, or both (the released code; it distorts) before the centre crop."""
-    crop_pct: float = 0.875
-    """Evaluation crops img_size from img_size / crop_pct."""
+    resize: Literal["", "shorter", "square"] = ""
+    """Evaluation resizes the shorter side, or both (the released code; it distorts) before the centre crop; by default
+    as the checkpoint, without one the shorter side."""
+    crop_pct: float = 0.0
+    """Evaluation crops img_size from img_size / crop_pct; by default the checkpoint's, without one the model's."""
     holdout: float = 0.1
     """Share of each class that is held out for validation where an image folder has no validation split; 0 for none."""
     holdout_seed: int = 0
@@ -190,6 +195,11 @@ class BaseConfig:
         for name, value in {"run.ema": self.run.ema, "optim.layer_decay": self.optim.layer_decay}.items():
             if not 0 <= value < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {value}")
+        for name, channels in {"data.mean": self.data.mean, "data.std": self.data.std}.items():
+            if len(channels) not in (0, 3) or not all(0 <= value < math.inf for value in channels):
+                raise UserError(f"{name} must be three numbers that are not negative, got {channels}")
+        if 0 in self.data.std:
+            raise UserError(f"data.std must be positive, got {self.data.std}")
         milestones = self.optim.milestones
         increasing = all(before < after for before, after in pairwise((0, *milestones)))
         if self.optim.schedule == "steps" and not (milestones and increasing):
@@ -214,14 +224,15 @@ class ClassificationConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.crop_pct > 1:
-            raise UserError(f"data.crop_pct must be at most 1, got {self.data.crop_pct}")
+        if not 0 <= self.data.crop_pct <= 1:
+            raise UserError(f"data.crop_pct must be from 0 to 1, got {self.data.crop_pct}")
+        if self.data.img_size < 0:
+            raise UserError(f"data.img_size must not be negative, got {self.data.img_size}")
 
     def _positive(self) -> dict[str, float]:
         data = self.data
         return super()._positive() | {
-            "data.img_size": data.img_size, "data.eval_batch_size": data.eval_batch_size,
-            "data.crop_pct": data.crop_pct,
+            "data.eval_batch_size": data.eval_batch_size,
         }  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def _task(config: Any, fake_data: bool = False) -> Task:
 
     if fake_data and not Path(config.data.root).exists():
         from deformvit.cli import dry_run
+        from deformvit.tasks.preprocessing import fill_in
 
+        fill_in(config)  # the size of the images that stand in
         images = dry_run.fake_data(config)
         return Classification(config, images, images)
     return Classification(config)

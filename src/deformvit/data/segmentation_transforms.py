@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from deformvit.config import SegmentationDataConfig
+from deformvit.config import IMAGENET_MEAN, SegmentationDataConfig
 from deformvit.errors import UserError
 from deformvit.sizes import fit
 
@@ -89,7 +89,7 @@ class _TrainTransform:
         if data.color:
             image = distort(image)
         height, width = labels.shape
-        filled = torch.tensor(data.mean).view(3, 1, 1).repeat(1, side, side)
+        filled = torch.tensor(data.mean or IMAGENET_MEAN).view(3, 1, 1).repeat(1, side, side)
         filled[:, :height, :width] = image
         classes = torch.full((side, side), data.ignore_label)
         classes[:height, :width] = labels

@@ -42,6 +42,9 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: 
         **{**model_args, **kwargs},
     )  # fmt: skip
     model.pretrained_cfg.pop("state_dict", None)  # read already; not to be kept, nor written into a hub's config
+    if "img_size" in kwargs and isinstance(model, DAT):
+        model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
+        model.pretrained_cfg["pool_size"] = None
     model.model_args = {name: value for name, value in kwargs.items() if name not in RUNTIME}
     return model
 

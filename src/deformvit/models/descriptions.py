@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 import timm
 
-from deformvit.config import DetectorConfig, SegmenterConfig
+from deformvit.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, SegmenterConfig
 from deformvit.errors import UserError
 from deformvit.models.network import DAT
 
@@ -48,7 +48,6 @@ TIMM_ARGUMENTS: dict[str, Any] = {
 
 Task = Literal["classification", "detection", "segmentation"]
 Resize = Literal["shorter", "square"]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DescriptionError(UserError):
@@ -63,9 +62,9 @@ class _Description:
     """Arguments of its constructor besides ``num_classes``."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, in the order of the labels."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of the RGB channels, from 0 to 1."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of the RGB channels."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured with these weights."""
@@ -81,6 +80,9 @@ class _Description:
         self.args = check_arguments(self.name, self.args)
         if len(self.classes) > MOST_CLASSES:
             raise DescriptionError(f"classes: at most {MOST_CLASSES:,}, got {len(self.classes):,}")
+        for name, channels in {"mean": self.mean, "std": self.std}.items():
+            if len(channels) != 3:
+                raise DescriptionError(f"{name}: expected three numbers, got {_short(channels)}")
         if min(self.std) <= 0:
             raise DescriptionError(f"std: expected positive numbers, got {self.std}")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from timm.layers import to_2tuple
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -47,13 +46,14 @@ def save_for_hub(
 ) -> Path:
     """Write a model as a hub repository: ``config.json``, ``model.safetensors``, ``README.md``.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds it again, after ``import deformvit``; so does
-    transformers' TimmWrapper.
+    :func:`deformvit.load` builds it again, and after ``import deformvit`` so do transformers' TimmWrapper and
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Preprocessing and classes are those of ``model.pretrained_cfg``, which a
+    model has from the file that it was loaded from.
 
     Args:
         model: made by ``timm.create_model``, not wrapped by ``features_only``.
         folder: the repository's folder; created if it is not there.
-        classes: names of the classes, in order.
+        classes: names of the classes, in order; by default the model's own, if it knows them.
         repository: owner/name on the hub, for the card.
         config: what to add to or replace in the pretrained configuration, such as ``{"mean": ..., "input_size": ...}``.
 
@@ -74,19 +74,16 @@ def save_for_hub(
         for name, value in getattr(model, "model_args", {}).items()
         if name not in RUNTIME | {"num_classes"} and not name.endswith(("drop_rate", "drop_path_rate"))
     }
-    pretrained = dict(config or {})
-    if "img_size" in arguments:  # what the model was made for since, rather than what its weights came from
-        pretrained.setdefault("input_size", [model.in_chans, *to_2tuple(arguments["img_size"])])
-        pretrained.setdefault("pool_size", None)
-    model_config: dict[str, Any] = {"pretrained_cfg": pretrained}
-    if classes:
-        model_config["label_names"] = list(classes)
+    model_config: dict[str, Any] = {"pretrained_cfg": dict(config or {})}
+    if names := list(classes or cfg.get("label_names") or ()):
+        model_config["label_names"] = names
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "config.json"
         save_config_for_hf(model, written, model_config=model_config, model_args=arguments)
         content = json.loads(written.read_text())
     # transformers' TimmWrapper passes num_classes itself; timm reads it from the root of the file.
     content.get("model_args", {}).pop("num_classes", None)
+    content["pretrained_cfg"].pop("label_names", None)  # they are at the root of the file
     text = json.dumps(content, indent=2) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     name = content["architecture"]

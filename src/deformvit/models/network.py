@@ -263,6 +263,8 @@ class DAT(nn.Module):
                     module.set_table_size(size)
                 elif isinstance(module, WindowAttention) and window is not None:
                     module.set_window_size(window)
+        if img_size is not None and isinstance(getattr(self, "pretrained_cfg", None), dict):  # of timm's factory
+            self.pretrained_cfg |= {"input_size": (self.in_chans, *self.img_size), "pool_size": None}
         changed = {"img_size": self.img_size if img_size is not None else None, "window_size": window_size}
         self.model_args = {**getattr(self, "model_args", {}), **{k: v for k, v in changed.items() if v is not None}}
 

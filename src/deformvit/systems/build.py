@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from deformvit.config import DetectionConfig, SegmentationConfig
+from deformvit.config import IMAGENET_MEAN, IMAGENET_STD, DetectionConfig, SegmentationConfig
 from deformvit.errors import UserError
 from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, DetectorDescription, SegmenterDescription
@@ -37,7 +37,13 @@ def build_detector(config: DetectionConfig, classes: int, args: dict[str, Any] |
         checkpoint="" if whole else model.checkpoint,
     )  # fmt: skip
     detector = Detector(
-        backbone, head, classes, mean=data.mean, std=data.std, eval_size=data.eval_size, max_size=data.max_size
+        backbone,
+        head,
+        classes,
+        mean=data.mean or IMAGENET_MEAN,
+        std=data.std or IMAGENET_STD,
+        eval_size=data.eval_size,
+        max_size=data.max_size,
     )
     if whole:
         _load_fitting(detector, whole)
@@ -53,7 +59,13 @@ def build_segmenter(config: SegmentationConfig, classes: int, args: dict[str, An
         checkpoint="" if whole else model.checkpoint,
     )  # fmt: skip
     segmenter = Segmenter(
-        backbone, config.head, classes, mean=data.mean, std=data.std, scale=data.scale, ignore_label=data.ignore_label
+        backbone,
+        config.head,
+        classes,
+        mean=data.mean or IMAGENET_MEAN,
+        std=data.std or IMAGENET_STD,
+        scale=data.scale,
+        ignore_label=data.ignore_label,
     )
     if whole:
         _load_fitting(segmenter, whole)

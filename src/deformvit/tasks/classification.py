@@ -26,6 +26,7 @@ from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
 from deformvit.tasks.loading import EvalLoader
+from deformvit.tasks.preprocessing import fill_in
 
 Batch = tuple[Tensor, Tensor]
 
@@ -54,6 +55,7 @@ class Classification:
     main_metric = "top1"
 
     def __init__(self, config: ClassificationConfig, train_set: Any = None, val_set: Any = None) -> None:
+        fill_in(config)
         self.config = config
         data = config.data
         evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
@@ -142,7 +144,7 @@ class Classification:
         data = self.config.data
         description = ClassifierDescription(
             name=self.config.model.name, args=self.model_args(), classes=self.classes, img_size=data.img_size,
-            crop_pct=data.crop_pct, resize=data.resize, mean=data.mean, std=data.std, metrics=metrics,
+            crop_pct=data.crop_pct, resize=data.resize or "shorter", mean=data.mean, std=data.std, metrics=metrics,
         )  # fmt: skip
         files.save_model(path, model, description)
 

@@ -19,6 +19,7 @@ from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe_detector
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
+from deformvit.tasks.preprocessing import fill_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -27,6 +28,7 @@ class Detection:
     """The task contract of :mod:`deformvit.engine.loop` for a folder in COCO's format."""
 
     def __init__(self, config: DetectionConfig) -> None:
+        fill_in(config)
         self.config = config
         self.masks = config.head.system != "retinanet"
         self.main_metric = "mask_AP" if self.masks else "box_AP"

@@ -20,6 +20,7 @@ from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe_segmenter
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
+from deformvit.tasks.preprocessing import fill_in
 
 Batch = tuple[Tensor, Tensor]
 
@@ -30,6 +31,7 @@ class Segmentation:
     main_metric = "mIoU"
 
     def __init__(self, config: SegmentationConfig) -> None:
+        fill_in(config)
         self.config = config
         data = config.data
         self.train_set = open_segmentation(
