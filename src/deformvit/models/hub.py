@@ -47,8 +47,8 @@ def save_for_hub(
     """Write a model as a hub repository: ``config.json``, ``model.safetensors``, ``README.md``.
 
     :func:`deformvit.load` builds it again, and after ``import deformvit`` so do transformers' TimmWrapper and
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Preprocessing and classes are those of ``model.pretrained_cfg``, which a
-    model has from the file that it was loaded from.
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)``. Preprocessing and classes are those of
+    ``model.pretrained_cfg``, which a model has from the file that it was loaded from.
 
     Args:
         model: made by ``timm.create_model``, not wrapped by ``features_only``.

@@ -137,6 +137,11 @@ class DAT(nn.Module):
         ValueError: arguments of another length than ``depths``, unknown choices, or values that contradict one another.
     """
 
+    pretrained_cfg: dict[str, Any]
+    """Set by timm's factory: how images are prepared, and where weights come from."""
+    model_args: dict[str, Any]
+    """Set by timm's factory: the arguments given to it."""
+
     def __init__(
         self,
         *,

@@ -110,12 +110,11 @@ class Classification:
     def _load(self, model: nn.Module, path: Path) -> None:
         classifier = model.get_classifier()  # type: ignore[operator]
         prefix = next(name for name, module in model.named_modules() if module is classifier)
-        fresh = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
-        tensors = released_files.read_checkpoint(path)
+        own = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
         try:
-            tensors = released_weights.adapt(tensors, model)
-            if any(name in tensors and tensors[name].shape != value.shape for name, value in fresh.items()):
-                tensors |= fresh
+            tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
+            if any(name in tensors and tensors[name].shape != value.shape for name, value in own.items()):
+                tensors |= own  # of other classes
             released_weights.load_released(model, tensors)
         except released_weights.ConversionError as error:
             raise UserError(f"{path}: {error}") from error
