@@ -15,7 +15,6 @@ from PIL import Image
 from deformvit.config import AugmentConfig, DataConfig
 from deformvit.data import DataError, eval_transform, open_split, train_transform
 
-
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.1)
 
 
@@ -184,6 +183,8 @@ def test_train_transform_gives_normalised_tensors(augment):
 
 def test_train_transform_normalises_each_channel():
     plain = AugmentConfig(crop="none", auto_augment="", color_jitter=0.0)
-    out = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), plain)(Image.new("RGB", (28, 50), (51, 102, 255)))
+    out = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), plain)(
+        Image.new("RGB", (28, 50), (51, 102, 255))
+    )
     expected = [(value - mean) / std for value, mean, std in zip((0.2, 0.4, 1.0), MEAN, STD, strict=True)]
     torch.testing.assert_close(out, torch.tensor(expected)[:, None, None].expand(3, 40, 40))
