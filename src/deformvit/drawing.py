@@ -1,4 +1,4 @@
-"""What detectors and segmentation networks found, drawn on the image."""
+"""Draw the predictions of detectors and segmenters on images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """Colours that differ from their neighbours: hues a golden section of the circle apart, in three brightnesses."""
+    """Colours as (red, green, blue) from 0 to 255; hues of neighbours are a golden section of the circle apart."""
     colours = []
     for i in range(count):
         hue, shade = (0.02 + i * 0.618034) % 1.0, (1.0, 0.75, 0.9)[i % 3]
@@ -50,58 +50,58 @@ def classes(image: Image.Image, found: Sequence[tuple[str, float]]) -> Image.Ima
 def detections(
     image: Tensor, prediction: dict[str, Tensor], classes: Sequence[str], *, threshold: float = 0.5, names: bool = True
 ) -> Image.Image:
-    """Boxes, names with scores, and masks of the objects of an image.
+    """Draw boxes, masks, and names with scores of the objects of an image.
 
     Args:
         image: (3, H, W), RGB from 0 to 1.
-        prediction: of :class:`deformvit.systems.Detector`: ``boxes``, ``scores``, ``labels`` and maybe ``masks``.
+        prediction: of :class:`deformvit.systems.Detector`: ``boxes``, ``scores``, ``labels`` and optionally ``masks``.
         classes: names of the labels.
-        threshold: weaker objects are not drawn.
-        names: write names and scores where objects have room for them, and below the image how many there are.
+        threshold: objects of lower score are not drawn.
+        names: write names and scores where the boxes have room for them, and the number of objects below the image.
     """
-    kept = torch.where(prediction["scores"].cpu() >= threshold)[0].flip(0).tolist()  # the strongest on top
-    many = len(classes) > 1
-    colours = palette(len(classes) if many else max(len(kept), 1))
-    chosen = {i: colours[int(prediction["labels"][i]) if many else n % len(colours)] for n, i in enumerate(kept)}
+    kept = torch.where(prediction["scores"].cpu() >= threshold)[0].flip(0).tolist()  # the highest score on top
+    by_class = len(classes) > 1  # otherwise each object has its own colour
+    colours = palette(len(classes) if by_class else max(len(kept), 1))
+    colour_of = {i: colours[int(prediction["labels"][i]) if by_class else n] for n, i in enumerate(kept)}
     pixels = _pixels(image)
     if "masks" in prediction:
         for i in kept:
-            _tint(pixels, prediction["masks"][i].cpu(), chosen[i])
+            _tint(pixels, prediction["masks"][i].cpu(), colour_of[i])
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     line = max(1, round(min(picture.size) / 320))
     for i in kept:
-        draw.rectangle([float(v) for v in prediction["boxes"][i]], outline=chosen[i], width=line)
+        draw.rectangle([float(v) for v in prediction["boxes"][i]], outline=colour_of[i], width=line)
     if not names:
         return picture
     font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
     for i in kept:
         score = f"{float(prediction['scores'][i]):.2f}"
         left, top, right, _ = (float(v) for v in prediction["boxes"][i])
-        # Names that are wider than their objects would hide others.
+        # Names that are wider than their box would hide other objects.
         texts = [f"{classes[int(prediction['labels'][i])]} {score}", score]
         text = next((text for text in texts if font.getlength(text) <= right - left), "")
         if text:
-            _label(draw, text, (left, top), chosen[i], font, picture.size)
+            _label(draw, text, (left, top), colour_of[i], font, picture.size)
     counts = torch.bincount(prediction["labels"].cpu()[kept], minlength=len(classes)).tolist()
-    found = [(i, f"{count} {classes[i]}") for i, count in enumerate(counts) if count]
-    return _captioned(picture, [(colours[i] if many else None, text) for i, text in found])
+    present = [(i, f"{count} {classes[i]}") for i, count in enumerate(counts) if count]
+    return _captioned(picture, [(colours[i] if by_class else None, text) for i, text in present])
 
 
 def labels(image: Tensor, prediction: Tensor, classes: Sequence[str], *, opacity: float = 0.6) -> Image.Image:
-    """A label map over its image, with a legend of the classes that occur, largest first.
+    """Draw a label map over its image, with a legend of the classes that occur, largest area first.
 
     Args:
         image: (3, H, W), RGB from 0 to 1.
         prediction: (H, W) labels.
         classes: their names.
-        opacity: of the map, from 0 to 1.
+        opacity: opacity of the map, from 0 to 1.
     """
     colours = np.asarray(palette(len(classes)), dtype=np.float32)
-    found = prediction.cpu().numpy()
-    pixels = (1 - opacity) * _pixels(image) + opacity * colours[found]
-    height, width = found.shape
-    counts = np.bincount(found.ravel(), minlength=len(classes))
+    label_map = prediction.cpu().numpy()
+    pixels = (1 - opacity) * _pixels(image) + opacity * colours[label_map]
+    height, width = label_map.shape
+    counts = np.bincount(label_map.ravel(), minlength=len(classes))
     shown = [int(i) for i in counts.argsort()[::-1] if counts[i]]
     side = max(10, min(width, height) // 24)
     font = ImageFont.load_default(size=side)
@@ -113,13 +113,16 @@ def labels(image: Tensor, prediction: Tensor, classes: Sequence[str], *, opacity
     for row, i in enumerate(shown):
         top = step // 2 + row * step
         draw.rectangle([width + step // 2, top, width + step // 2 + side, top + side], fill=_rgb(colours[i]))
-        share = 100 * counts[i] / found.size
+        share = 100 * counts[i] / label_map.size
         draw.text((width + step // 2 + 1.4 * side, top - 1), f"{classes[i]} {share:.1f} %", fill="black", font=font)
     return picture
 
 
 def label_image(prediction: Tensor, classes: Sequence[str]) -> Image.Image:
-    """A label map as a PNG whose pixels are the labels, seen in the colours of :func:`labels`."""
+    """A label map as an image whose pixel values are the labels; its palette has the colours of :func:`labels`.
+
+    More than 256 classes need 16 bits, which have no palette.
+    """
     if len(classes) > 256:
         return Image.fromarray(prediction.cpu().numpy().astype(np.uint16))
     picture = Image.fromarray(prediction.cpu().numpy().astype(np.uint8), mode="P")
@@ -128,27 +131,27 @@ def label_image(prediction: Tensor, classes: Sequence[str]) -> Image.Image:
 
 
 def _captioned(picture: Image.Image, entries: list[tuple[tuple[int, int, int] | None, str]]) -> Image.Image:
-    """The picture with a strip below that says what is in it, each entry beside its colour if it has one."""
+    """The picture with a caption below it: each entry's text, beside its colour if it has one."""
     side = max(10, min(picture.size) // 28)
     font = ImageFont.load_default(size=side)
-    places: list[tuple[float, float]] = []
+    corners: list[tuple[float, float]] = []
     x, y = side / 2, side / 2
     for colour, text in entries:
         width = font.getlength(text) + side * (2.5 if colour else 1)
         if x + width > picture.width and x > side:
             x, y = side / 2, y + 1.5 * side
-        places.append((x, y))
+        corners.append((x, y))
         x += width
-    whole = Image.new("RGB", (picture.width, picture.height + round(y + 1.5 * side)), "white")
-    whole.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(whole)
-    for (colour, text), (left, top) in zip(entries or [(None, "nothing")], places or [(x, y)], strict=True):
+    captioned = Image.new("RGB", (picture.width, picture.height + round(y + 1.5 * side)), "white")
+    captioned.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(captioned)
+    for (colour, text), (left, top) in zip(entries or [(None, "nothing")], corners or [(x, y)], strict=True):
         top += picture.height
         if colour:
             draw.rectangle([left, top, left + side, top + side], fill=colour)
             left += 1.4 * side
         draw.text((left, top - 1), text, fill="black", font=font)
-    return whole
+    return captioned
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -160,7 +163,7 @@ def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
 
 
 def _tint(pixels: np.ndarray, mask: Tensor, colour: tuple[int, int, int]) -> None:
-    """A half-transparent mask with a full outline, in place."""
+    """Draw a half-transparent mask with an opaque outline, in place."""
     inside = mask.bool()
     shrunk = -F.max_pool2d(-inside[None, None].float(), 3, 1, 1)[0, 0]
     edge = (inside & (shrunk < 0.5)).numpy()
@@ -173,7 +176,7 @@ def _label(
     draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int],
 ) -> None:  # fmt: skip
-    """A name on its colour above the box, or inside it where the image ends."""
+    """Write a name on its colour above a box, or inside it at the upper border of the image."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(corner[0], 0), max(size[0] - width, 0))

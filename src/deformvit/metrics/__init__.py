@@ -1,1 +1,1 @@
-"""What models are measured by."""
+"""Metrics of detection and segmentation."""

@@ -22,7 +22,7 @@ Prediction = dict[str, Tensor]
 class CocoMetrics:
     """Collects detections and compares them with the objects of a file in COCO's format.
 
-    Objects count as COCO counts them: crowds are neither to be found nor wrong to find, small objects have less than
+    Objects count as in COCO: detections of crowds are ignored and so are missed crowds; small objects have less than
     32² pixels, large ones more than 96². Annotations that cannot be evaluated (of unknown images or categories, without
     a readable box or, for masks, a readable segmentation) are left out, as :class:`deformvit.data.detection.CocoImages`
     leaves them out and reports.
@@ -32,10 +32,10 @@ class CocoMetrics:
         category_ids: category id of every label.
         image_ids: the images to evaluate; objects and detections of others do not count.
         masks: whether to evaluate masks too.
-        max_detections: the best detections of an image that count.
+        max_detections: how many detections of an image count, those of highest score.
 
     Raises:
-        DataError: a file that cannot be read, or one without some of the images.
+        DataError: the file cannot be read or lacks some of the images.
         ModuleNotFoundError: faster_coco_eval is not installed.
     """
 
@@ -47,12 +47,12 @@ class CocoMetrics:
         masks: bool,
         max_detections: int = 100,
     ) -> None:
-        import faster_coco_eval  # noqa: F401  # if it is not installed, then said before anything is computed
+        import faster_coco_eval  # noqa: F401  # fails here rather than after a training if it is missing
 
         self.category_ids, self.image_ids, self.masks = list(category_ids), sorted(set(image_ids)), masks
         self.max_detections = max_detections
         self.results: list[dict[str, Any]] = []
-        """Detections in COCO's format for results, plain data for JSON."""
+        """Detections in COCO's results format, JSON-ready."""
         self._truth = _truth(ground_truth, self.category_ids, self.image_ids, masks)
 
     def update(self, image_id: int, prediction: Prediction) -> None:
@@ -60,18 +60,19 @@ class CocoMetrics:
         self.results += coco_results(image_id, prediction, self.category_ids)
 
     def merge(self, others: Iterable[list[dict[str, Any]]]) -> None:
-        """Adds the ``results`` of other processes, but for images that are already here: samplers repeat some."""
+        """Adds the ``results`` of other processes; of an image that several evaluated, the first ones count."""
         for other in others:
             present = {result["image_id"] for result in self.results}
             self.results += [result for result in other if result["image_id"] not in present]
 
     def leave_out(self, image_ids: Sequence[int]) -> None:
-        """Images that could not be evaluated: their objects are not to be found."""
-        self.image_ids = [number for number in self.image_ids if number not in set(image_ids)]
+        """Excludes images that could not be evaluated; their objects do not count as missed."""
+        excluded = set(image_ids)
+        self.image_ids = [image_id for image_id in self.image_ids if image_id not in excluded]
 
     def compute(self) -> dict[str, float]:
         """Average precisions in percent: ``box_AP``, ``box_AP50``, ``box_AP75`` and, by size, ``box_APs``, ``box_APm``
-        and ``box_APl``; the same of ``mask_``. nan where there are no objects to find."""
+        and ``box_APl``; the same of masks as ``mask_AP`` and so on. nan where the ground truth has no such objects."""
         values = self._average_precisions("box")
         return values | self._average_precisions("mask") if self.masks else values
 
@@ -79,22 +80,22 @@ class CocoMetrics:
         from faster_coco_eval import COCO, COCOeval_faster
 
         truth = COCO(self._truth)
-        # Copies, as the evaluator writes into results. Those of masks lose their boxes, by which it would size them.
+        # Copies, as the evaluator writes into results. For masks without boxes, from which it would take their areas.
         dropped = "bbox" if kind == "mask" else "segmentation"
-        wanted = set(self.image_ids)
+        evaluated = set(self.image_ids)
         results = [
             {name: value for name, value in result.items() if name != dropped}
             for result in sorted(self.results, key=lambda result: result["image_id"])
-            if result["image_id"] in wanted
+            if result["image_id"] in evaluated
         ]
-        # Before 1.8, no results cannot be loaded.
-        found = truth.loadRes(results) if results else COCO({**self._truth, "annotations": []})
-        evaluation = COCOeval_faster(truth, found, "segm" if kind == "mask" else "bbox")
+        # Versions before 1.8 cannot load an empty list of results.
+        detections = truth.loadRes(results) if results else COCO({**self._truth, "annotations": []})
+        evaluation = COCOeval_faster(truth, detections, "segm" if kind == "mask" else "bbox")
         evaluation.params.imgIds = self.image_ids
         evaluation.params.maxDets = sorted({min(count, self.max_detections) for count in (1, 10, self.max_detections)})
         evaluation.evaluate()
         evaluation.accumulate()
-        # Thresholds of overlap, recalls, categories, sizes (all, small, medium, large), numbers of detections.
+        # Axes: IoU thresholds, recalls, categories, sizes (all, small, medium, large), numbers of detections.
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         parts = {
             "": precision[..., 0], "50": precision[0, ..., 0], "75": precision[5, ..., 0],
@@ -104,7 +105,7 @@ class CocoMetrics:
 
 
 def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of an image in COCO's format for results, plain data for JSON.
+    """Detections of an image in COCO's results format, JSON-ready.
 
     Detections whose box or score is not finite are left out.
 
@@ -137,7 +138,7 @@ def _encode(masks: Tensor) -> list[dict[str, Any]]:
     """Compressed run-length encodings of bool (n, H, W), n > 0."""
     from faster_coco_eval.core import mask
 
-    columns = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()  # runs go down the columns
+    columns = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()  # run lengths go down the columns
     return [
         {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
         for encoded in mask.encode(columns.transpose(2, 1, 0))
@@ -145,65 +146,67 @@ def _encode(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def _truth(path: Path, category_ids: list[int], image_ids: list[int], masks: bool) -> dict[str, list[Any]]:
-    """What the evaluator reads of a file: images and annotations of ``image_ids``, with masks as run lengths."""
+    """The ground truth for the evaluator: images and annotations of ``image_ids``, with masks as run lengths."""
     content = read_coco(path)
     images = {entry["id"]: entry for entry in content["images"]}
-    missing = [number for number in image_ids if number not in images]
+    missing = [image_id for image_id in image_ids if image_id not in images]
     if missing:
         raise DataError(f"{path}: no image has the id {missing[0]}")
-    images = {number: _image(images[number]) for number in image_ids}
+    images = {image_id: _image(images[image_id]) for image_id in image_ids}
     categories = [entry for entry in content["categories"] if entry["id"] in category_ids]
     known = {entry["id"] for entry in categories}
     annotations: list[dict[str, Any]] = []
-    seen: set[Any] = set()
+    ids: set[Any] = set()
     for entry in content["annotations"]:
-        number, image, category = (entry.get(name) for name in ("id", "image_id", "category_id"))
-        if type(image) is not int or image not in images or type(category) is not int or category not in known:
+        annotation_id, image_id, category_id = (entry.get(name) for name in ("id", "image_id", "category_id"))
+        if type(image_id) is not int or image_id not in images:
             continue
-        if isinstance(number, int | str):
-            if number in seen:
+        if type(category_id) is not int or category_id not in known:
+            continue
+        if isinstance(annotation_id, int | str):
+            if annotation_id in ids:
                 continue
-            seen.add(number)
+            ids.add(annotation_id)
         try:
-            found = _object(entry, images[image], masks)
+            annotation = _annotation(entry, images[image_id], masks)
         except Unusable:
             continue
-        annotations.append(found | {"id": len(annotations) + 1})  # to the evaluator, 0 means no object
+        annotations.append(annotation | {"id": len(annotations) + 1})  # the evaluator takes id 0 for no object
     return {"images": list(images.values()), "categories": categories, "annotations": annotations}
 
 
 def _image(entry: dict[str, Any]) -> dict[str, int]:
-    """Id and size; 0 for a size that is not said."""
+    """Id and size of an image; a missing height or width is 0."""
     sides = {name: entry.get(name) for name in ("height", "width")}
     return {"id": entry["id"], **{name: side if type(side) is int else 0 for name, side in sides.items()}}
 
 
-def _object(entry: dict[str, Any], image: dict[str, int], masks: bool) -> dict[str, Any]:
-    """An annotation as the evaluator needs it.
+def _annotation(entry: dict[str, Any], image: dict[str, int], masks: bool) -> dict[str, Any]:
+    """An annotation in the form that the evaluator reads.
 
     Raises:
         Unusable: it cannot be evaluated.
         DataError: polygons on an image of unknown size.
     """
     box = read_box(entry.get("bbox"))
-    found = {
+    annotation = {
         "image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": list(box),
         "iscrowd": int(bool(entry.get("iscrowd"))), "area": entry.get("area"),
     }  # fmt: skip
     if masks:
         from faster_coco_eval.core import mask
 
-        shape = read_segmentation(entry.get("segmentation"))
-        height, width = shape["size"] if isinstance(shape, dict) else (image["height"], image["width"])
+        segmentation = read_segmentation(entry.get("segmentation"))
+        height, width = segmentation["size"] if isinstance(segmentation, dict) else (image["height"], image["width"])
         if not height or not width:
             raise DataError(f"image {image['id']} of the ground truth has no height and width, which polygons need")
-        found["segmentation"] = run_lengths(shape, height, width)
-    if not isinstance(found["area"], int | float) or not math.isfinite(found["area"]):
-        found["area"] = float(mask.area(found["segmentation"])) if masks else box[2] * box[3]
-    return found
+        annotation["segmentation"] = run_lengths(segmentation, height, width)
+    if not isinstance(annotation["area"], int | float) or not math.isfinite(annotation["area"]):
+        annotation["area"] = float(mask.area(annotation["segmentation"])) if masks else box[2] * box[3]
+    return annotation
 
 
 def _percent(precision: np.ndarray[Any, Any]) -> float:
-    """Mean of what is defined; the evaluator marks by -1 what has no objects to find."""
+    """Mean in percent of the defined values; the evaluator writes -1 where there are no objects."""
     defined = precision[precision > -1]
     return 100 * float(defined.mean()) if defined.size else math.nan

@@ -1,4 +1,4 @@
-"""Intersection over union and accuracies of segmentation, from one table of counted pixels."""
+"""Intersection over union and pixel accuracies of segmentation, from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class SegmentationMetrics:
-    """Counts which classes pixels have and which were predicted.
+    """Counts pixels by their true and predicted classes.
 
     Args:
-        num_classes: classes, counted from 0.
+        num_classes: number of classes.
         ignore_label: pixels with this label do not count, whatever is predicted there.
 
     Attributes:
-        matrix: pixels, int64 (num_classes, num_classes): rows are true classes, columns predicted ones; on the device
-            of the latest predictions.
+        matrix: the confusion matrix in pixels, int64 (num_classes, num_classes): rows are true classes, columns are
+            predicted ones. It is on the device of the latest predictions.
     """
 
     def __init__(self, num_classes: int, ignore_label: int = 255) -> None:
@@ -58,7 +58,9 @@ class SegmentationMetrics:
         self.matrix = self.matrix.to(counts.device) + counts.view_as(self.matrix)
 
     def merge(self, matrices: Iterable[Tensor]) -> None:
-        """Add what other processes counted, their ``matrix``; into a new object, all processes' including this one's.
+        """Add the ``matrix`` of other processes.
+
+        To a new object, add those of all processes, this one's included.
 
         Raises:
             ValueError: a matrix is of another shape.
@@ -71,23 +73,23 @@ class SegmentationMetrics:
     def compute(self, names: list[str] | None = None) -> dict[str, float]:
         """``mIoU``, ``mAcc`` and ``aAcc`` in percent, and ``IoU/<name>`` of every class if ``names`` are given.
 
-        ``mIoU`` is the mean over classes that occur in labels or predictions, ``mAcc`` (the part of a class's pixels
-        that is found) over classes that occur in labels, ``aAcc`` the part of all pixels. What nothing was seen of is
-        nan.
+        ``mIoU`` is the mean IoU of the classes that occur in labels or predictions; ``mAcc`` the mean recall of the
+        classes that occur in labels; ``aAcc`` the share of all pixels that are right. A value without any pixel to
+        count is nan.
 
         Raises:
-            ValueError: ``names`` are not ``num_classes`` different ones.
+            ValueError: ``names`` are not ``num_classes`` different names.
         """
         if names is not None and (len(names) != self.num_classes or len(set(names)) != len(names)):
             raise ValueError(f"expected {self.num_classes} different names, got {names}")
         matrix = self.matrix.cpu().double()
-        right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-        # 0 / 0 is nan, which nanmean leaves out: that is what makes classes that do not occur not count.
-        iou = 100 * right / (true + predicted - right)
+        correct, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        # 0 / 0 is nan, which nanmean leaves out, so classes that do not occur do not count.
+        iou = 100 * correct / (true + predicted - correct)
         result = {
             "mIoU": iou.nanmean(),
-            "mAcc": (100 * right / true).nanmean(),
-            "aAcc": 100 * right.sum() / true.sum(),
+            "mAcc": (100 * correct / true).nanmean(),
+            "aAcc": 100 * correct.sum() / true.sum(),
         }
         result |= {f"IoU/{name}": value for name, value in zip(names or [], iou, strict=False)}
         return {name: float(value) for name, value in result.items()}
