@@ -62,11 +62,11 @@ def test_windows_cover_and_average(make_segmenter, monkeypatch):
     segmenter = make_segmenter("semantic_fpn").eval()
     seen = []
 
-    def whole(images):
+    def logits(images):
         seen.append(tuple(images.shape[-2:]))
         return images * len(seen)
 
-    monkeypatch.setattr(segmenter, "_whole", whole)
+    monkeypatch.setattr(segmenter, "_logits", logits)
     image = torch.rand(1, 3, 5, 9)
     total = segmenter._slide(image, window=6, stride=4)
     assert seen == [(5, 6), (5, 6)]  # columns 0-5 and 3-8
@@ -92,11 +92,11 @@ def test_scales_and_flips_are_averaged(make_segmenter, monkeypatch):
     segmenter = make_segmenter("semantic_fpn").eval()
     seen = []
 
-    def whole(images):
+    def logits(images):
         seen.append(tuple(images.shape[-2:]))
         return 20 * images
 
-    monkeypatch.setattr(segmenter, "_whole", whole)
+    monkeypatch.setattr(segmenter, "_logits", logits)
     image = torch.zeros(3, 64, 96)
     image[0, :, :30], image[1, :40, 30:], image[2, 40:, 30:] = 1, 1, 1
     labels = segmenter.predict(image, scales=(0.5, 1.0, 1.5), flip=True)

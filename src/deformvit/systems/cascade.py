@@ -14,17 +14,17 @@ from torchvision.ops import boxes as box_ops
 from torchvision.ops import generalized_box_iou_loss
 
 IOUS = (0.5, 0.6, 0.7)
-"""Overlap with an object from which a region of a stage counts as that object."""
+"""IoU with an object from which a region counts as that object, by stage."""
 CODERS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
-"""Weights of the box offsets of each stage: the better the boxes, the smaller what is left to correct."""
+"""Factors of the box offsets by stage: the better the boxes, the smaller their remaining offsets."""
 WEIGHTS = (1.0, 0.5, 0.25)
-"""Of the losses of each stage."""
+"""Weights of the losses by stage."""
 BOX_WEIGHT = 10.0
-"""Of the generalised IoU loss against cross-entropy, as in the detection settings of Swin, which the paper follows."""
+"""Weight of the generalised IoU loss, cross-entropy having 1, as in Swin's detection settings, which the paper uses."""
 
 
 class _Stage(nn.Module):
-    """Box head, regression (of ``boxes`` boxes) and mask head of one stage."""
+    """Box head, classifier, regression of ``boxes`` boxes for each region, and mask head of one stage."""
 
     def __init__(self, box_head: nn.Module, box_channels: int, mask_head: nn.Module, classes: int, boxes: int) -> None:
         super().__init__()
@@ -44,17 +44,17 @@ class _Stage(nn.Module):
 
 
 class CascadeRoIHeads(RoIHeads):
-    """Three stages, each trained on the boxes that the one before it improved, at a higher overlap.
+    """Three stages, each trained at a higher IoU on the boxes that the stage before it refined.
 
-    In evaluation boxes are the last stage's, class scores and masks the mean over stages.
+    In evaluation boxes are those of the last stage; class scores and masks are means over the stages.
 
     Args:
-        box_head: makes the box head of a stage.
-        box_channels: what it gives.
-        mask_head: makes the mask head of a stage, logits included.
-        classes: with the background, which is 0.
-        class_agnostic: one box for all classes, instead of one for each of them.
-        common: further arguments of RoIHeads.
+        box_head: returns a new box head for a stage.
+        box_channels: channels of its output.
+        mask_head: returns a new mask head for a stage, its predictor of logits included.
+        classes: number of classes, with the background, which is class 0.
+        class_agnostic: one box for all classes, instead of one for each.
+        roi_args: further arguments of RoIHeads.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class CascadeRoIHeads(RoIHeads):
         mask_head: Callable[[], nn.Module],
         classes: int,
         class_agnostic: bool = True,
-        **common: Any,
+        **roi_args: Any,
     ) -> None:
         super().__init__(
             box_head=None, box_predictor=None, fg_iou_thresh=IOUS[0], bg_iou_thresh=IOUS[0],
-            bbox_reg_weights=CODERS[0], **common,
+            bbox_reg_weights=CODERS[0], **roi_args,
         )  # fmt: skip
         self.classes = classes
         self.class_agnostic = class_agnostic
@@ -85,7 +85,7 @@ class CascadeRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As torchvision's: detections and losses, of which training has the latter and evaluation the former."""
+        """As torchvision's: detections in evaluation and losses in training; the other is empty."""
         if self.training:
             assert targets is not None
             return [], self._losses(features, proposals, image_shapes, targets)
@@ -102,20 +102,20 @@ class CascadeRoIHeads(RoIHeads):
             self.proposal_matcher = matcher
             boxes, matched, labels, _ = self.select_training_samples(boxes, targets)
             logits, offsets = stage(self.box_roi_pool(features, boxes, shapes))
-            every = torch.cat(labels)
-            objects = every > 0
-            # Objects learn the box of their class, the others go on with that of the strongest.
-            best = torch.where(objects, every - 1, logits[:, 1:].argmax(1))
-            decoded = self._of_class(coder.decode(offsets, boxes), best)
+            true_classes = torch.cat(labels)
+            is_object = true_classes > 0
+            # The box of the true class where there is an object, that of the highest score elsewhere.
+            box_class = torch.where(is_object, true_classes - 1, logits[:, 1:].argmax(1))
+            decoded = self._boxes_of(box_class, coder.decode(offsets, boxes))
             truth = torch.cat(
                 [
                     t["boxes"][index] if len(t["boxes"]) else b.new_zeros(len(index), 4)
                     for t, index, b in zip(targets, matched, boxes, strict=True)
                 ]
             )
-            overlap = generalized_box_iou_loss(decoded[objects], truth[objects].to(decoded), reduction="sum")
-            losses[f"loss_classifier_{number}"] = weight * F.cross_entropy(logits, every)
-            losses[f"loss_box_reg_{number}"] = weight * BOX_WEIGHT * overlap / max(len(every), 1)
+            box_loss = generalized_box_iou_loss(decoded[is_object], truth[is_object].to(decoded), reduction="sum")
+            losses[f"loss_classifier_{number}"] = weight * F.cross_entropy(logits, true_classes)
+            losses[f"loss_box_reg_{number}"] = weight * BOX_WEIGHT * box_loss / max(len(true_classes), 1)
 
             positive = [torch.where(image > 0)[0] for image in labels]
             regions = [b[index] for b, index in zip(boxes, positive, strict=True)]
@@ -130,14 +130,14 @@ class CascadeRoIHeads(RoIHeads):
     def _stages(self) -> list[_Stage]:
         return [stage for stage in self.stages if isinstance(stage, _Stage)]
 
-    def _of_class(self, boxes: Tensor, labels: Tensor) -> Tensor:
-        """(regions, boxes, 4) and classes without the background -> (regions, 4)."""
+    def _boxes_of(self, labels: Tensor, boxes: Tensor) -> Tensor:
+        """The box of each region's class: labels (regions,) without background, boxes (regions, n, 4) -> (regions, 4)."""
         if self.class_agnostic or len(boxes) == 0:
             return boxes.reshape(-1, boxes.shape[1], 4)[:, 0] if len(boxes) else boxes.reshape(-1, 4)[:0]
         return boxes[torch.arange(len(boxes), device=boxes.device), labels]
 
     def _refined(self, decoded: Tensor, counts: list[int], shapes: list[tuple[int, int]]) -> list[Tensor]:
-        """Boxes of the next stage: inside the image, and not vanished."""
+        """Boxes for the next stage: clipped to the image, without empty ones."""
         refined = []
         for boxes, shape in zip(decoded.split(counts), shapes, strict=True):
             clipped = box_ops.clip_boxes_to_image(boxes, shape)
@@ -152,18 +152,18 @@ class CascadeRoIHeads(RoIHeads):
         for stage, coder in zip(self._stages(), self.coders, strict=True):
             logits, offsets = stage(self.box_roi_pool(features, boxes, shapes))
             scores = scores + logits.softmax(-1) / len(self.stages)
-            origin = boxes
-            decoded = self._of_class(coder.decode(offsets, boxes), logits[:, 1:].argmax(1)).split(counts)
+            last_input = boxes
+            decoded = self._boxes_of(logits[:, 1:].argmax(1), coder.decode(offsets, boxes)).split(counts)
             boxes = [box_ops.clip_boxes_to_image(b, shape) for b, shape in zip(decoded, shapes, strict=True)]
-        # torchvision's selection takes logits and offsets of every class, the background's unused.
+        # torchvision's selection takes logits and offsets of every class and ignores those of the background.
         if self.class_agnostic:
             offsets = offsets.repeat(1, self.classes)
         else:
             offsets = torch.cat([offsets.new_zeros(len(offsets), 4), offsets], 1)
         self.box_coder = self.coders[-1]
-        chosen = self.postprocess_detections(scores.log(), offsets, origin, shapes)
+        detections = self.postprocess_detections(scores.log(), offsets, last_input, shapes)
         results = [
-            {"boxes": b, "labels": label, "scores": s} for b, s, label in zip(*chosen, strict=True)
+            {"boxes": b, "labels": label, "scores": s} for b, s, label in zip(*detections, strict=True)
         ]  # fmt: skip
         labels = torch.cat([r["labels"] for r in results])
         pooled = self.mask_roi_pool(features, [r["boxes"] for r in results], shapes)

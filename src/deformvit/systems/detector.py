@@ -30,20 +30,23 @@ DEFAULT_STAGES = {"retinanet": (2, 3, 4), "mask_rcnn": (1, 2, 3, 4), "cascade_ma
 
 
 class Detector(nn.Module):
-    """A detection network that takes images as they are.
+    """A detection network for images of any sizes.
 
-    In training images come resized and augmented by the loader; in evaluation they are resized here and detections are
-    returned in pixels of what was given. Images are never padded: those of one size are computed together, others after
-    one another, so that nothing of a larger neighbour in the batch reaches an image.
+    For training the loader resizes and augments images. In evaluation the detector resizes them itself and returns
+    detections in pixels of the images it was given. Images are never padded: those of one size are computed together,
+    others one after another, so detections do not depend on the other images of a batch.
 
     Args:
-        backbone: gives the maps.
+        backbone: computes the feature maps.
         config: the system and its heads.
-        num_classes: kinds of objects, without background.
-        mean: of the RGB channels, from 0 to 1.
-        std: of the RGB channels.
-        eval_size: shorter side in evaluation.
-        max_size: longest side in evaluation.
+        num_classes: number of classes, without background.
+        mean: mean of the RGB channels, from 0 to 1.
+        std: standard deviation of the RGB channels.
+        eval_size: shorter side in evaluation, in pixels.
+        max_size: greatest longer side in evaluation, in pixels.
+
+    Raises:
+        UserError: no classes.
     """
 
     mean: Tensor
@@ -70,23 +73,23 @@ class Detector(nn.Module):
         build = _retinanet if config.system == "retinanet" else _rcnn
         self.network: nn.Module = build(backbone, config, num_classes)
         self.first_label = 0 if config.system == "retinanet" else 1
-        """The label of the first class; R-CNNs count the background as 0."""
+        """Label of the first class inside the network; for R-CNNs, 0 is the background."""
 
     @property
     def backbone(self) -> Backbone:
-        """What the pyramid stands on."""
+        """The backbone below the feature pyramid."""
         body = self.network.get_submodule("backbone.body")
         assert isinstance(body, Backbone)
         return body
 
     @property
     def has_masks(self) -> bool:
-        """Whether objects come with masks."""
+        """Whether detections have masks."""
         return self.config.system != "retinanet"
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) that an image is resized to in evaluation."""
-        return fit((height, width), (self.eval_size, self.max_size))
+        """(H, W) to which an image is resized in evaluation."""
+        return fit((height, width), (min(self.eval_size, self.max_size), self.max_size))
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
         """Losses in training, detections in evaluation.
@@ -98,10 +101,10 @@ class Detector(nn.Module):
 
         Returns:
             In training scalar losses by name. In evaluation for each image ``boxes`` (n, 4) in its pixels, ``scores``
-            (n), ``labels`` (n) from 0 and, for R-CNNs, ``masks`` (n, H, W) bool; strongest first.
+            (n), ``labels`` (n) from 0 and, for R-CNNs, ``masks`` (n, H, W) bool; highest score first.
 
         Raises:
-            ValueError: training without targets, or images that are no (3, H, W).
+            ValueError: training without targets, or images that are not (3, H, W).
         """
         for image in images:
             if image.dim() != 3 or image.shape[0] != 3 or min(image.shape) < 1:
@@ -114,12 +117,12 @@ class Detector(nn.Module):
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        for members in _by_size(images):
-            batch = [(images[i] - self.mean) / self.std for i in members]
-            shifted = [{**targets[i], "labels": targets[i]["labels"] + self.first_label} for i in members]
+        for indices in _by_size(images):
+            batch = [(images[i] - self.mean) / self.std for i in indices]
+            shifted = [{**targets[i], "labels": targets[i]["labels"] + self.first_label} for i in indices]
             for name, loss in self.network(batch, shifted).items():
-                part = loss * (len(members) / len(images))
-                total[name] = total[name] + part if name in total else part
+                weighted = loss * (len(indices) / len(images))
+                total[name] = total[name] + weighted if name in total else weighted
         return total
 
     def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -128,26 +131,26 @@ class Detector(nn.Module):
             (images_v2.resize(image, list(self.input_size(*size)), antialias=True) - self.mean) / self.std
             for image, size in zip(images, sizes, strict=True)
         ]
-        found: dict[int, dict[str, Tensor]] = {}
-        for members in _by_size(resized):
-            for i, result in zip(members, self.network([resized[i] for i in members]), strict=True):
-                found[i] = self._to_image(result, (resized[i].shape[1], resized[i].shape[2]), sizes[i])
-        return [found[i] for i in range(len(images))]
+        detections: dict[int, dict[str, Tensor]] = {}
+        for indices in _by_size(resized):
+            for i, result in zip(indices, self.network([resized[i] for i in indices]), strict=True):
+                detections[i] = self._to_image(result, (resized[i].shape[1], resized[i].shape[2]), sizes[i])
+        return [detections[i] for i in range(len(images))]
 
     def _to_image(self, result: dict[str, Tensor], size: tuple[int, int], image: tuple[int, int]) -> dict[str, Tensor]:
-        """Detections in a resized image -> in the image that was given."""
+        """Detections in the resized image (H, W ``size``) -> detections in the original (H, W ``image``)."""
         (height, width), (rows, cols) = size, image
         boxes = result["boxes"].float()
         boxes = boxes * boxes.new_tensor([cols / width, rows / height] * 2)
-        found = {"boxes": boxes, "scores": result["scores"], "labels": result["labels"] - self.first_label}
+        detections = {"boxes": boxes, "scores": result["scores"], "labels": result["labels"] - self.first_label}
         if "masks" in result:
             pasted = [torch.zeros(0, rows, cols, dtype=torch.bool, device=boxes.device)]
             shift = (TARGET_SHIFT * rows / height, TARGET_SHIFT * cols / width)
-            for start in range(0, len(boxes), 16):  # floats of all masks at once are gigabytes for large images
+            for start in range(0, len(boxes), 16):  # in float32, all masks of a large image are gigabytes
                 part = slice(start, start + 16)
                 pasted.append(paste(result["masks"][part, 0].float(), boxes[part], image, shift) >= 0.5)
-            found["masks"] = torch.cat(pasted)
-        return found
+            detections["masks"] = torch.cat(pasted)
+        return detections
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters, besides norms and biases, that are not decayed."""
@@ -158,8 +161,8 @@ class Detector(nn.Module):
         return self.backbone.group_matcher("network.backbone.body")
 
 
-class _Ready(nn.Module):
-    """In the place of torchvision's preparation: images of one size, normalised already, are stacked."""
+class _StackImages(nn.Module):
+    """Replaces torchvision's GeneralizedRCNNTransform: stacks images of one size, which are already normalised."""
 
     def forward(
         self, images: list[Tensor], targets: list[Target] | None = None
@@ -171,7 +174,7 @@ class _Ready(nn.Module):
 
 
 class _RPNHead(RPNHead):
-    """torchvision's, giving float32 under autocast: boxes are decoded in what it gets; bfloat16 has 8-pixel steps."""
+    """torchvision's with float32 outputs under autocast, as boxes in bfloat16 would have steps of up to 8 pixels."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, offsets = super().forward(x)
@@ -179,7 +182,7 @@ class _RPNHead(RPNHead):
 
 
 class _BoxPredictor(FastRCNNPredictor):
-    """torchvision's, giving float32 under autocast."""
+    """torchvision's with float32 outputs under autocast."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, offsets = super().forward(x)
@@ -187,13 +190,14 @@ class _BoxPredictor(FastRCNNPredictor):
 
 
 class _RetinaNetHead(RetinaNetHead):
-    """torchvision's, giving float32 under autocast."""
+    """torchvision's with float32 outputs under autocast."""
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
         return {name: values.float() for name, values in super().forward(x).items()}
 
 
 def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the images of each size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(i)
@@ -201,7 +205,7 @@ def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
 
 
 def _retinanet(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Module:
-    """Focal loss on anchors of three sizes and ratios (mmdetection's and torchvision's settings agree)."""
+    """RetinaNet on anchors of three sizes and ratios, as in mmdetection and torchvision."""
     pyramid = Pyramid(backbone, config.channels, "convolutions")
     anchors = Anchors(pyramid.strides, config.anchor_scale or 4.0, octaves=3)
     head = _RetinaNetHead(config.channels, anchors.num_anchors_per_location()[0], num_classes)
@@ -209,7 +213,7 @@ def _retinanet(backbone: Backbone, config: DetectorConfig, num_classes: int) -> 
         pyramid, num_classes, anchor_generator=anchors, head=head, score_thresh=config.score_threshold,
         nms_thresh=config.nms_threshold, detections_per_img=config.detections,
     )  # fmt: skip
-    network.transform = _Ready()
+    network.transform = _StackImages()
     return network
 
 
@@ -236,7 +240,7 @@ def _rcnn(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Mo
         post_nms_top_n={"training": config.proposals, "testing": config.proposals}, nms_thresh=0.7,
     )  # fmt: skip
     classes = num_classes + 1
-    common: dict[str, Any] = {
+    roi_args: dict[str, Any] = {
         "batch_size_per_image": config.rois, "positive_fraction": 0.25,
         "score_thresh": config.score_threshold, "nms_thresh": config.nms_threshold,
         "detections_per_img": config.detections,
@@ -247,11 +251,11 @@ def _rcnn(backbone: Backbone, config: DetectorConfig, num_classes: int) -> nn.Mo
         heads: RoIHeads = RoIHeads(
             box_head=_box_head(config), box_predictor=_BoxPredictor(config.box_channels, classes),
             fg_iou_thresh=0.5, bg_iou_thresh=0.5, bbox_reg_weights=None, mask_head=mask_head,
-            mask_predictor=mask_predictor, **common,
+            mask_predictor=mask_predictor, **roi_args,
         )  # fmt: skip
     else:
         heads = CascadeRoIHeads(
             lambda: _box_head(config), config.box_channels, lambda: nn.Sequential(*_mask_head(config, classes)),
-            classes, config.class_agnostic, **common,
+            classes, config.class_agnostic, **roi_args,
         )  # fmt: skip
-    return GeneralizedRCNN(pyramid, rpn, heads, _Ready())
+    return GeneralizedRCNN(pyramid, rpn, heads, _StackImages())

@@ -1,4 +1,4 @@
-"""Masks of regions on the image they belong to."""
+"""Masks predicted for boxes, pasted into the image."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 TARGET_SHIFT = 0.5
-"""Pixels that the targets which torchvision trains masks on lie up and left of the objects in the box: its RoIAlign
-takes a pixel to be at its upper left corner."""
+"""Pixels by which torchvision's training targets of masks lie above and to the left of the objects: its RoIAlign takes
+the position of a pixel to be its upper left corner."""
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Masks of boxes -> masks of the image, bilinearly, at the boxes' true places.
+    """Masks of boxes -> masks of the image, by bilinear interpolation at the exact positions of the boxes.
 
-    torchvision rounds boxes to whole pixels and forgets the shift of its targets. Together that costs an object of 10
-    pixels a fifth of its IoU and one of 40 pixels a twentieth, however well its mask was predicted.
+    torchvision rounds boxes to whole pixels and ignores the shift of its training targets. Together this costs an object
+    of 10 pixels a fifth of its IoU and one of 40 pixels a twentieth, even if its mask is predicted perfectly.
 
-    Bilinear interpolation is separable, so that this is two products with matrices. Within half a cell of the box's
-    border the outermost cells go on; a pixel whose centre is not in the box is 0.
+    Bilinear interpolation is separable, so it is two matrix products. Within half a cell of the box's border the value
+    is that of the outermost cell; a pixel whose centre is outside the box is 0.
 
     Args:
         masks: (N, M, M) from 0 to 1.
         boxes: (N, 4), x1, y1, x2, y2 in pixels.
         size: height and width of the image.
-        shift: (y, x) in pixels of the image, how far up and left of the objects they show masks lie in their boxes.
+        shift: (y, x) in pixels of the image: how far above and to the left of their objects the masks lie.
 
     Returns:
         (N, H, W) from 0 to 1.
@@ -34,11 +34,11 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], shift: tuple[floa
 
 
 def _weights(low: Tensor, high: Tensor, pixels: int, cells: int, shift: float) -> Tensor:
-    """(N, pixels, cells): how much a pixel, read at its centre, has of each cell between low and high."""
+    """Interpolation weights (N, pixels, cells) of pixel centres on an axis; the cells divide low to high evenly."""
     centres = torch.arange(pixels, device=low.device, dtype=low.dtype) + 0.5
     inside = (centres >= low[:, None]) & (centres <= high[:, None])
     extent = (high - low).clamp(min=1e-6)
-    places = (centres - shift - low[:, None]) / extent[:, None] * cells
-    near = (places - 0.5).clamp(0, cells - 1)
-    weights = (1 - (near[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+    positions = (centres - shift - low[:, None]) / extent[:, None] * cells
+    nearest = (positions - 0.5).clamp(0, cells - 1)
+    weights = (1 - (nearest[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
     return weights * inside[..., None]

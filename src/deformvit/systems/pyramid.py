@@ -1,4 +1,4 @@
-"""What detectors share: the feature pyramid on a backbone, its anchors, pooling of regions."""
+"""Parts that detectors share: the feature pyramid on a backbone, its anchors, and the pooling of regions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torchvision.ops.poolers import initLevelMapper
 from deformvit.systems.backbone import Backbone
 
 RATIOS = (0.5, 1.0, 2.0)
+"""Height / width of the anchors."""
 
 
 class Pyramid(nn.Module):
-    """Backbone and torchvision's feature pyramid; what torchvision's detectors call a backbone.
+    """A backbone and torchvision's feature pyramid on it: what torchvision's detectors call a backbone.
 
     Args:
-        backbone: gives the maps.
-        channels: of every level.
+        backbone: computes the feature maps.
+        channels: channels of every level.
         extra: coarser levels: "pool", one by subsampling (Mask R-CNN), or "convolutions", two by strided convolutions
             of the backbone's last map (RetinaNet).
     """
@@ -35,27 +36,27 @@ class Pyramid(nn.Module):
         self.body = backbone
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, block)
         if extra == "convolutions":
-            block.use_P5 = False  # of the map, even where it has as many channels as a level
+            block.use_P5 = False  # start from the backbone's map even if it has as many channels as a level
         self.out_channels = channels
         self.strides = list(backbone.strides)
         for _ in range(1 if extra == "pool" else 2):
             self.strides.append(2 * self.strides[-1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) images -> the levels, finest first, under the names "0", "1" ... and those of extra levels."""
+        """(B, 3, H, W) -> levels by name, finest first: "0", "1", ..., then torchvision's names of the extra levels."""
         return self.fpn({str(i): features for i, features in enumerate(self.body(images))})
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors at the strides that levels really have.
+    """torchvision's anchors at the true strides of the levels.
 
-    torchvision divides the image by the map, which is wrong for images that are no multiple of the stride; and images
-    here are not padded to one.
+    torchvision divides the image's size by the map's, which is wrong for images whose sides are not multiples of the
+    stride; images are not padded here.
 
     Args:
-        strides: of the levels.
-        scale: side of an anchor in cells.
-        octaves: anchor sizes for each level, dividing an octave evenly.
+        strides: strides of the levels in pixels.
+        scale: side of an anchor in cells of its level.
+        octaves: number of anchor sizes on each level, spaced evenly over an octave.
     """
 
     def __init__(self, strides: Sequence[int], scale: float, octaves: int = 1) -> None:
@@ -64,7 +65,7 @@ class Anchors(AnchorGenerator):
         self.level_strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """(anchors of all levels, 4) for every image; all images have one size."""
+        """Anchors of all levels, (N, 4), for every image; all images have one size."""
         first = feature_maps[0]
         self.set_cell_anchors(torch.float32, first.device)
         strides = [[torch.tensor(stride, device=first.device)] * 2 for stride in self.level_strides]
@@ -74,13 +75,17 @@ class Anchors(AnchorGenerator):
 
 
 def roi_pool(strides: Sequence[int], size: int) -> MultiScaleRoIAlign:
-    """torchvision's pooling of regions from all but the extra levels.
+    """torchvision's RoIAlign over all levels but the extra ones.
 
-    Scales are set rather than guessed from the first image's shapes, which goes wrong for small images.
+    The scales are set; torchvision estimates them from the shapes of the first image and errs for small images.
+
+    Args:
+        strides: strides of the levels in pixels.
+        size: side of the pooled map.
     """
     pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], size, sampling_ratio=2)
     levels = [stride.bit_length() - 1 for stride in strides]
     pool.scales = [1 / stride for stride in strides]
-    # A box of 224 pixels belongs to the level of stride 16 in a pyramid of strides 4 to 32 (FPN, equation 1).
+    # A box of 224 pixels belongs to the level of stride 16 (https://arxiv.org/abs/1612.03144, equation 1).
     pool.map_levels = initLevelMapper(levels[0], levels[-1], canonical_scale=224, canonical_level=4)
     return pool

@@ -1,4 +1,4 @@
-"""Segmentation networks: Semantic FPN and UperNet, and how whole images are predicted with them."""
+"""Segmenters: Semantic FPN and UperNet, and their prediction of images of any size."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 class SemanticFPN(nn.Module):
     """torchvision's feature pyramid and the head of Kirillov et al. (https://arxiv.org/abs/1901.02446), as published.
 
-    Every level is brought to the finest one's size by convolutions with a doubling after each; then they are added.
+    Convolutions, each followed by upsampling by two, bring every level to the size of the finest; then all are added.
     segmentation-models-pytorch's FPN leaves out the pyramid's 3 x 3 convolutions (2.4 M parameters at 256 channels).
 
     Args:
-        backbone: gives the maps.
-        channels: of the pyramid; the head has half as many.
-        num_classes: labels.
-        dropout: of whole channels before the classifier.
+        backbone: computes the feature maps.
+        channels: channels of the pyramid; the head has half as many.
+        num_classes: number of classes.
+        dropout: dropout of whole channels before the classifier.
     """
 
     def __init__(self, backbone: Backbone, channels: int, num_classes: int, dropout: float) -> None:
@@ -57,28 +57,30 @@ class SemanticFPN(nn.Module):
             assert isinstance(convs, nn.ModuleList)
             for i, conv in enumerate(convs):
                 x = conv(x)
-                if level:  # the size of the next finer level, twice this one but for odd maps
+                if level:  # to the size of the next finer level: twice as large, or one less for odd maps
                     x = _upsample(x, sizes[level - 1 - i])
             total = total + x
         return self.classifier(self.dropout(total))
 
 
 class UperNet(nn.Module):
-    """segmentation-models-pytorch's UperNet decoder, which is the published one, without norms of its own for the maps.
+    """segmentation-models-pytorch's UperNet decoder, which is the published one, without its norms of the feature maps.
 
     Args:
-        backbone: gives the maps.
-        channels: of the decoder.
-        num_classes: labels.
-        dropout: of whole channels before the classifier.
+        backbone: computes the feature maps, normalised.
+        channels: channels of the decoder.
+        num_classes: number of classes.
+        dropout: dropout of whole channels before the classifier.
     """
 
     def __init__(self, backbone: Backbone, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder  # an extra: see pyproject
 
-        self.decoder = UPerNetDecoder([0, 0, *backbone.channels], decoder_channels=channels)  # two finer maps, unused
-        self.decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in backbone.channels)  # the backbone has them
+        self.decoder = UPerNetDecoder(
+            [0, 0, *backbone.channels], decoder_channels=channels
+        )  # the decoder ignores the first two maps
+        self.decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in backbone.channels)  # the backbone normalises
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
@@ -88,13 +90,13 @@ class UperNet(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """The fully convolutional head that UperNet is trained with on the last map but one (stage 3).
+    """The fully convolutional head on the last feature map but one (stage 3) that helps to train UperNet.
 
     Args:
-        backbone: gives the maps.
-        channels: of its convolution.
-        num_classes: labels.
-        dropout: of whole channels before the classifier.
+        backbone: computes the feature maps.
+        channels: channels of its convolution.
+        num_classes: number of classes.
+        dropout: dropout of whole channels before the classifier.
     """
 
     def __init__(self, backbone: Backbone, channels: int, num_classes: int, dropout: float) -> None:
@@ -104,21 +106,24 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps -> (B, classes, H, W) logits at the last map but one's size."""
+        """Maps -> (B, classes, H, W) logits at the size of the last map but one."""
         return self.classifier(self.dropout(self.conv(maps[-2])))
 
 
 class Segmenter(nn.Module):
-    """A segmentation network.
+    """A segmentation network on a backbone.
 
     Args:
-        backbone: gives the maps of four stages.
+        backbone: computes the feature maps of four stages.
         config: the system and its head.
-        num_classes: labels.
-        mean: of the RGB channels, from 0 to 1.
-        std: of the RGB channels.
-        scale: shorter and longer side that images are resized to fit in evaluation.
-        ignore_label: pixels that do not count.
+        num_classes: number of classes.
+        mean: mean of the RGB channels, from 0 to 1.
+        std: standard deviation of the RGB channels.
+        scale: greatest shorter and longer side in evaluation, see :func:`deformvit.sizes.fit`.
+        ignore_label: label of pixels that do not count in the loss.
+
+    Raises:
+        UserError: fewer than two classes.
     """
 
     mean: Tensor
@@ -166,8 +171,8 @@ class Segmenter(nn.Module):
             Scalar losses by name, or (B, classes, H, W) logits.
 
         Raises:
-            ValueError: training without labels, or with UperNet on a single image, whose pooling to one pixel leaves
-                batch norm nothing to estimate from.
+            ValueError: training without labels.
+            UserError: training UperNet on a single image: after pooling to 1 x 1, batch norm needs at least two.
         """
         maps = self.backbone((images - self.mean) / self.std)
         if not self.training:
@@ -182,7 +187,7 @@ class Segmenter(nn.Module):
         return losses
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of the pixels that count; 0 where none does."""
+        """Mean cross-entropy of the pixels that are not ignored; 0 if all are."""
         logits = _upsample(logits.float(), labels.shape[-2:])
         total = F.cross_entropy(logits, labels.long(), ignore_index=self.ignore_label, reduction="sum")
         return total / (labels != self.ignore_label).sum().clamp(min=1)
@@ -190,14 +195,14 @@ class Segmenter(nn.Module):
     def predict(
         self, image: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False, window: int = 0, stride: int = 0
     ) -> Tensor:
-        """Label map of one image of any size.
+        """The label map of one image of any size.
 
         Args:
             image: (3, H, W), RGB from 0 to 1.
-            scales: multiples of the evaluation size to average over.
+            scales: multiples of the evaluation size over which class probabilities are averaged.
             flip: average over the mirrored image too.
-            window: side of a window that slides over the resized image; 0 for the whole image at once.
-            stride: its step; two thirds of the window by default.
+            window: side of a window that slides over the resized image; 0 computes the image at once.
+            stride: step of the window; two thirds of its side by default.
 
         Returns:
             (H, W) labels.
@@ -208,26 +213,26 @@ class Segmenter(nn.Module):
             resized = images_v2.resize(image, list(fit(size, self.scale, factor)), antialias=True)[None]
             for mirrored in (False, True) if flip else (False,):
                 x = resized.flip(-1) if mirrored else resized
-                logits = self._slide(x, window, stride or max(2 * window // 3, 1)) if window else self._whole(x)
+                logits = self._slide(x, window, stride or max(2 * window // 3, 1)) if window else self._logits(x)
                 logits = logits.flip(-1) if mirrored else logits
                 total += _upsample(logits, size)[0].softmax(0)
         return total.argmax(0)
 
-    def _whole(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         logits = self(images)
         assert isinstance(logits, Tensor)
         return logits
 
     def _slide(self, images: Tensor, window: int, stride: int) -> Tensor:
-        """Mean logits of overlapping windows; the last of a row or column ends at the border."""
+        """Mean logits of overlapping windows; the last one of a row or column ends at the border."""
         height, width = images.shape[-2:]
         total = images.new_zeros(len(images), self.num_classes, height, width)
         count = images.new_zeros(height, width)
         for top in starts(height, window, stride):
             for left in starts(width, window, stride):
-                part = (slice(top, top + window), slice(left, left + window))
-                total[:, :, part[0], part[1]] += self._whole(images[:, :, part[0], part[1]])
-                count[part] += 1
+                rows, columns = slice(top, top + window), slice(left, left + window)
+                total[:, :, rows, columns] += self._logits(images[:, :, rows, columns])
+                count[rows, columns] += 1
         return total / count
 
     def no_weight_decay(self) -> set[str]:
@@ -240,7 +245,7 @@ class Segmenter(nn.Module):
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin on an axis, so that all of it is covered."""
+    """Where windows start on an axis so that they cover all of it."""
     if length <= window:
         return [0]
     return [*range(0, length - window, stride), length - window]
