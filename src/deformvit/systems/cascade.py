@@ -131,7 +131,8 @@ class CascadeRoIHeads(RoIHeads):
         return [stage for stage in self.stages if isinstance(stage, _Stage)]
 
     def _boxes_of(self, labels: Tensor, boxes: Tensor) -> Tensor:
-        """The box of each region's class: labels (regions,) without background, boxes (regions, n, 4) -> (regions, 4)."""
+        """The box of each region's class: labels (regions,) without background, boxes (regions, n, 4) ->
+        (regions, 4)."""
         if self.class_agnostic or len(boxes) == 0:
             return boxes.reshape(-1, boxes.shape[1], 4)[:, 0] if len(boxes) else boxes.reshape(-1, 4)[:0]
         return boxes[torch.arange(len(boxes), device=boxes.device), labels]

@@ -13,8 +13,8 @@ the position of a pixel to be its upper left corner."""
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """Masks of boxes -> masks of the image, by bilinear interpolation at the exact positions of the boxes.
 
-    torchvision rounds boxes to whole pixels and ignores the shift of its training targets. Together this costs an object
-    of 10 pixels a fifth of its IoU and one of 40 pixels a twentieth, even if its mask is predicted perfectly.
+    torchvision rounds boxes to whole pixels and ignores the shift of its training targets. Together this costs an
+    object of 10 pixels a fifth of its IoU and one of 40 pixels a twentieth, even if its mask is predicted perfectly.
 
     Bilinear interpolation is separable, so it is two matrix products. Within half a cell of the box's border the value
     is that of the outermost cell; a pixel whose centre is outside the box is 0.
