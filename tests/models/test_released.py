@@ -46,14 +46,22 @@ def test_unknown_names_are_listed(case):
 
 
 @pytest.mark.parametrize("weights", [{}, {"model": {}}])
-def test_nothing_inside_is_told(weights):
+def test_checkpoint_without_weights_is_refused(weights):
     with pytest.raises(ConversionError, match="no weights"):
         convert_released(weights)
 
 
-def test_entry_that_is_no_tensor_is_told(case):
-    with pytest.raises(ConversionError, match=r"cls_head\.bias: expected a tensor, found str"):
+def test_names_that_are_not_text_are_refused(case):
+    with pytest.raises(ConversionError, match="expected names of weights, got 7"):
+        load_released(model_from_released(case.config), {"model": {7: torch.zeros(1)}})
+
+
+def test_value_that_is_not_a_tensor_is_named(case):
+    with pytest.raises(ConversionError, match=r"cls_head\.bias: expected a tensor, got str"):
         convert_released(case.state_dict() | {"cls_head.bias": "zeros"})
+    model = model_from_released(case.config)
+    with pytest.raises(ConversionError, match=r"head\.fc\.bias: expected a tensor, got list"):  # under our names
+        load_released(model, model.state_dict() | {"head.fc.bias": [0.0] * 10})
 
 
 def test_other_architecture_and_shapes_are_told(case):

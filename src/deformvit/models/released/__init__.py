@@ -1,1 +1,1 @@
-"""The authors' released files, both generations: weights (names and tables), YAML configurations, files on disk."""
+"""Released checkpoints: the authors' files of DAT and DAT++ (LeapLabTHU/DAT, DAT-Detection, DAT-Segmentation)."""

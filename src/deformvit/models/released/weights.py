@@ -1,8 +1,8 @@
-"""Weights of the authors' released checkpoints -> ours, exactly: LeapLabTHU/DAT, both generations, and the backbones of
-DAT-Detection and DAT-Segmentation.
+"""Weights of released checkpoints under the names of our models, with the same values.
 
-Released names are translated by one table of patterns; whatever does not belong is an error that says so.
-Configurations are read in :mod:`deformvit.models.released.config`, files in :mod:`deformvit.models.released`.
+Both generations of LeapLabTHU/DAT, and the backbones in checkpoints of DAT-Detection and DAT-Segmentation. One table of
+patterns translates the names; a name that matches none is an error. Configurations are read in
+:mod:`deformvit.models.released.config`, files in :mod:`deformvit.models.released.files`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from deformvit.layers import DeformableAttention, DeformedPoints, WindowAttentio
 from deformvit.layers.deformable import resize_table
 from deformvit.layers.window import resize_window_table
 from deformvit.models.blocks import ConvBlock
-from deformvit.models.state import Difference, compare, shapes
+from deformvit.models.state import Shape, compare, shapes
 
 
 class ConversionError(UserError):
-    """A released checkpoint or configuration cannot be converted; the message says what was found and expected."""
+    """A released checkpoint or configuration cannot be converted; the message says what is wrong with it."""
 
 
 # ---- names --------------------------------------------------------------------------------------------------------
 
 _BLOCK = r"stages\.(\d+)\.attns\.(\d+)\."
-_RULES: tuple[tuple[str, str], ...] = (
+_NAMES: tuple[tuple[str, str], ...] = (  # released -> ours
     (r"patch_proj\.0\.(weight|bias)", r"stem.conv.\1"),
     (r"patch_proj\.1\.norm\.(weight|bias)", r"stem.norm.\1"),
     (r"patch_proj\.3\.(weight|bias)", r"stem.conv2.\1"),
@@ -60,45 +60,52 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"cls_norm\.norm\.(weight|bias)", r"norm.\1"),
     (r"cls_head\.(weight|bias)", r"head.fc.\1"),
 )
-_DERIVED = re.compile(_BLOCK + r"(relative_position_index|attn_mask|q_grid|reference)")  # buffers that layers compute
-_LINEAR = re.compile(r"\.(attn\.(q|k|v|kv|proj)|mlp\.fc[12])\.weight$")  # 1 x 1 convolutions there, linear layers here
+_BUFFERS = re.compile(_BLOCK + r"(relative_position_index|attn_mask|q_grid|reference)")  # computed by our layers
+_LINEAR = re.compile(r"\.(attn\.(q|k|v|kv|proj)|mlp\.fc[12])\.weight$")  # 1 x 1 convolutions in the released code
 
 
 def _rename(name: str) -> str | None:
-    if found := re.fullmatch(r"stages\.(\d+)\.layer_norms\.(\d+)\.norm\.(weight|bias)", name):
-        stage, index, kind = found.groups()
+    """Our name for a released one; None if there is none."""
+    if match := re.fullmatch(r"stages\.(\d+)\.layer_norms\.(\d+)\.norm\.(weight|bias)", name):
+        stage, index, kind = match.groups()
         return f"stages.{stage}.blocks.{int(index) // 2}.norm{int(index) % 2 + 1}.{kind}"
-    if found := re.fullmatch(r"stages\.(\d+)\.layer_scales\.(\d+)\.(?:weight|gamma)", name):
-        stage, index = found.groups()
+    if match := re.fullmatch(r"stages\.(\d+)\.layer_scales\.(\d+)\.(?:weight|gamma)", name):
+        stage, index = match.groups()
         return f"stages.{stage}.blocks.{int(index) // 2}.scale{int(index) % 2 + 1}.gamma"
-    if found := re.fullmatch(r"down_projs\.(\d+)\.(?:(0)|1\.norm)\.(weight|bias)", name):
-        stage, conv, kind = found.groups()
+    if match := re.fullmatch(r"down_projs\.(\d+)\.(?:(0)|1\.norm)\.(weight|bias)", name):
+        stage, conv, kind = match.groups()
         return f"stages.{int(stage) + 1}.downsample.{'conv' if conv else 'norm'}.{kind}"
-    for pattern, replacement in _RULES:
+    for pattern, replacement in _NAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
     return None
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights inside ``{"model": ...}`` or ``{"state_dict": ...}``, or the mapping itself.
+    """The weights in ``{"model": ...}`` or ``{"state_dict": ...}``, or the mapping itself.
 
-    Of a detector or segmenter, whose backbone's names begin with ``backbone.``, only the backbone.
+    Of a detector or segmenter, whose names of the backbone begin with ``backbone.``, the backbone only.
+
+    Raises:
+        ConversionError: a name that is not text.
     """
     weights = checkpoint
     for key in ("model", "state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
             weights = checkpoint[key]
             break
-    prefix = "module." if any(str(name).startswith("module.backbone.") for name in weights) else ""
+    for name in weights:
+        if not isinstance(name, str):
+            raise ConversionError(f"expected names of weights, got {name!r}")
+    prefix = "module." if any(name.startswith("module.backbone.") for name in weights) else ""
     backbone = f"{prefix}backbone."
-    if any(str(name).startswith(backbone) for name in weights):
+    if any(name.startswith(backbone) for name in weights):
         return {name.removeprefix(backbone): value for name, value in weights.items() if name.startswith(backbone)}
     return weights
 
 
 def is_released(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the weights carry the released code's names."""
+    """Whether weights have the names of the released code."""
     return any(
         name.removeprefix("module.").startswith(("patch_proj.", "down_projs.")) or ".attns." in name
         for name in unwrap(state_dict)
@@ -106,35 +113,35 @@ def is_released(state_dict: Mapping[str, Any]) -> bool:
 
 
 def has_output_norms(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the weights are the backbone of a detector or segmenter: a norm for every stage, no classifier."""
+    """Whether weights, under either names, are the backbone of a detector or segmenter, with a norm for every stage."""
     return any(re.match(r"(module\.)?(norms|output_norms)\.", name) for name in unwrap(state_dict))
 
 
 def convert_released(state_dict: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """Weights of a released checkpoint, raw or wrapped, under the names of :class:`~deformvit.models.network.DAT`.
+    """Weights of a released checkpoint under the names of :class:`~deformvit.models.network.DAT`.
 
-    Values are unchanged; 1 x 1 convolutions become linear layers, buffers that layers compute are left out.
+    Values are unchanged. Weights of 1 x 1 convolutions become those of linear layers; buffers are left out.
 
     Args:
-        model: if given, position tables are interpolated to its sizes, e.g. to 384 from 224.
+        state_dict: the weights, or a checkpoint that holds them under "model" or "state_dict".
+        model: if given, position tables are interpolated to its sizes, for example from 224 to 384.
 
     Raises:
-        ConversionError: names that the released code does not have, or entries that are no tensors.
+        ConversionError: names that the released code does not have, or values that are not tensors.
     """
     weights = unwrap(state_dict)
     converted: dict[str, Tensor] = {}
     unknown = []
     for name, value in weights.items():
         name = name.removeprefix("module.")
-        if _DERIVED.fullmatch(name):
+        if _BUFFERS.fullmatch(name):
             continue
-        new = _rename(name)
-        if new is None:
+        ours = _rename(name)
+        if ours is None:
             unknown.append(name)
             continue
-        if not isinstance(value, Tensor):
-            raise ConversionError(f"{name}: expected a tensor, found {type(value).__name__}")
-        converted[new] = value[..., 0, 0] if _LINEAR.search(new) and value.ndim == 4 else value
+        tensor = _tensor(name, value)
+        converted[ours] = tensor[..., 0, 0] if _LINEAR.search(ours) and tensor.ndim == 4 else tensor
     if unknown:
         listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise ConversionError(f"not the names of a released DAT checkpoint: {listed}")
@@ -143,13 +150,19 @@ def convert_released(state_dict: Mapping[str, Any], model: nn.Module | None = No
     return converted if model is None else resize_tables(converted, model)
 
 
-# ---- tables at another size ---------------------------------------------------------------------------------------
+def _tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ConversionError(f"{name}: expected a tensor, got {type(value).__name__}")
+    return value
+
+
+# ---- position tables at another size ------------------------------------------------------------------------------
 
 
 def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Position tables interpolated bicubically to the sizes of ``model``, as the authors fine-tune at 384 from 224.
+    """Weights with position tables interpolated bicubically to the sizes of ``model``, as for fine-tuning at 384.
 
-    Tables of another number of heads stay as they are, for the strict loading to complain about.
+    Tables with another number of heads are left as they are; a comparison of shapes then names them.
     """
     resized = dict(state_dict)
     for path, module in model.named_modules():
@@ -168,7 +181,7 @@ def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
         elif module.position == "relative":
             old = [(side + 1) // 2 for side in table.shape[1:]]
             resized[name] = resize_table(table, module, old, module.table_size)
-        else:  # "fixed": the old map's sides are not stored; released models are square
+        else:  # "fixed": the sides of the old map are not stored; released models have square maps
             side = math.isqrt(table.shape[1])
             if side * side == table.shape[1]:
                 resized[name] = resize_table(table, module, (side, side), module.table_size)
@@ -176,47 +189,55 @@ def resize_tables(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
 
 
 def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under the released names or ours, as ``model`` names and shapes them.
+    """Weights under released names or ours, with the names of ``model`` and tables of its sizes.
 
-    Only the blocks have to be those of the model: timm adapts stems and classifiers of another width, and a detector's
-    backbone has no classifier.
+    Only the weights of the stages have to be those of the model: timm adapts stems and classifiers to other numbers of
+    channels and classes, and the backbone of a detector has no classifier.
 
     Raises:
-        ConversionError: weights of the blocks are missing, not the model's, or of other shapes.
+        ConversionError: weights of the stages are missing, unexpected or of other shapes.
     """
     weights = _for_model(state_dict, model)
-    blocks, given = (
+    expected, given = (
         {name: shape for name, shape in shapes(tensors).items() if name.startswith("stages.")}
         for tensors in (model.state_dict(), weights)
     )
-    _refuse(compare(blocks, given))
+    _check_fit(expected, given)
     return weights
 
 
 def load_released(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load a released checkpoint strictly.
+    """Load a released checkpoint into a model, strictly; position tables are interpolated to the model's sizes.
+
+    Args:
+        model: of the checkpoint's architecture.
+        state_dict: the weights, or a checkpoint that holds them under "model" or "state_dict".
 
     Raises:
-        ConversionError: another architecture or other shapes, with the first differences.
+        ConversionError: missing or unexpected weights, or other shapes, with the first of each.
     """
     weights = _for_model(state_dict, model)
-    _refuse(compare(shapes(model.state_dict()), shapes(weights)))
+    _check_fit(shapes(model.state_dict()), shapes(weights))
     model.load_state_dict(weights)
 
 
 def _for_model(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under our names, with position tables at the model's sizes, without what the model does not use."""
-    weights = convert_released(state_dict) if is_released(state_dict) else dict(unwrap(state_dict))
-    unused = []
+    """Weights under our names, with position tables of the model's sizes, without weights that the model does not use."""
+    if is_released(state_dict):
+        weights = convert_released(state_dict)
+    else:
+        weights = {name: _tensor(name, value) for name, value in unwrap(state_dict).items()}
+    unused = []  # released checkpoints store these
     for path, module in model.named_modules():
-        if isinstance(module, DeformedPoints) and module.offset_net is None:  # offsets switched off
+        if isinstance(module, DeformedPoints) and module.offset_net is None:  # offsets are off
             unused.append(f"{path}.offset_net.")
-        elif isinstance(module, ConvBlock):  # one branch, without a layer scale
+        elif isinstance(module, ConvBlock):  # has no layer scale
             unused += [f"{path}.scale1.", f"{path}.scale2."]
     return resize_tables({n: value for n, value in weights.items() if not n.startswith(tuple(unused))}, model)
 
 
-def _refuse(difference: Difference) -> None:
+def _check_fit(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> None:
+    difference = compare(expected, given)
     if not difference:
         return
     hint = ""
