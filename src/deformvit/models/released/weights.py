@@ -222,7 +222,7 @@ def load_released(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def _for_model(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under our names, with position tables of the model's sizes, without weights that the model does not use."""
+    """Weights under our names, position tables at the model's sizes, without weights that the model does not use."""
     if is_released(state_dict):
         weights = convert_released(state_dict)
     else:
