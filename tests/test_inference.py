@@ -146,6 +146,23 @@ def test_a_run_says_what_the_checkpoint_does_not(nano):
     assert (fresh.data.img_size, fresh.data.mean) == (384, (0.485, 0.456, 0.406))
 
 
+def test_evaluation_measures_the_images_that_training_held_out(nano, tmp_path):
+    generator = np.random.default_rng(2)
+    for name in nano.classes:
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.fromarray(generator.integers(0, 255, (9, 8, 3)).astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    config = ClassificationConfig()
+    config.model.name, config.model.checkpoint, config.data.root = "dat_nano", "dat_nano.cifar10", str(tmp_path)
+    run = classification.Classification(config)
+    assert (len(run.train_set), len(run.val_set)) == (110, 10)
+    measured = classification.open_evaluation(str(tmp_path), nano.description, "nano")
+    assert [path for path, _ in measured.samples] == [path for path, _ in run.val_set.samples]
+    assert not {path for path, _ in measured.samples} & {path for path, _ in run.train_set.samples}
+    other = classification.open_evaluation(str(tmp_path), nano.description, "nano", holdout=0.5, seed=3)
+    assert len(other) == 60
+
+
 def test_every_kind_of_image_is_the_same_image(nano, photo, tmp_path):
     photo.save(tmp_path / "photo.png")
     array = np.array(photo)

@@ -29,6 +29,8 @@ from deformvit.models.descriptions import (
     SegmenterDescription,
     Task,
 )
+from deformvit.models.files import PYTORCH_SUFFIXES
+from deformvit.models.released.files import load_checkpoint
 from deformvit.results import ClassificationResult, DetectionResult, Result, SegmentationResult
 from deformvit.systems import Detector, Segmenter
 
@@ -276,8 +278,21 @@ def load(
     """
     place = pick_device(str(device) if device is not None else "auto")
     path = files.resolve(name_or_path)
-    model, description = files.load_model(path)
+    model, description = _load_released(path) if path.suffix in PYTORCH_SUFFIXES else files.load_model(path)
     return predictor(model, description, name=str(name_or_path), device=place, dtype=dtype)
+
+
+def _load_released(path: Path) -> tuple[nn.Module, ClassifierDescription]:
+    """A released checkpoint, whose YAML file says what it is."""
+    config = next((found for found in map(path.with_suffix, (".yaml", ".yml")) if found.is_file()), None)
+    if config is None:
+        raise UserError(
+            f"{path}: a PyTorch checkpoint does not say which model it is of; put its released YAML beside it as "
+            f"{path.with_suffix('.yaml').name}, or make a model file of it: deformvit convert {path.name} "
+            f"{path.with_suffix('.safetensors').name} --model NAME"
+        )
+    model, description = load_checkpoint(path, config=config)
+    return model.float(), description
 
 
 def predictor(

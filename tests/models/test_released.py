@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from deformvit import DAT, convert_released, load_model, load_released, model_from_released
+from deformvit import DAT, UserError, convert_released, load, load_model, load_released, model_from_released
 from deformvit.layers.deformable import resize_fixed_bias
 from deformvit.models.released import config as released_config
 from deformvit.models.released import weights as released_weights
@@ -188,6 +188,19 @@ def test_file_converts_and_predicts_the_same(case, released):
     torch.testing.assert_close(
         model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_released_file_with_its_yaml_beside_it_is_loaded_as_it_is(case, released, tmp_path):
+    predictor = load(released / "micro.pth", device="cpu")
+    assert (predictor.task, len(predictor.classes)) == ("classification", 10)
+    torch.testing.assert_close(
+        predictor.model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5
+    )
+    (released / "micro.yaml").rename(released / "other.yaml")
+    with pytest.raises(
+        UserError, match=r"micro\.pth: a PyTorch checkpoint .* beside it as micro\.yaml"
+    ):
+        load(released / "micro.pth")
 
 
 @pytest.mark.parametrize("name", ["dat_tiny", "datpp_tiny"])

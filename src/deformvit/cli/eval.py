@@ -22,6 +22,8 @@ def run(
     workers: int = 1,
     device: str = "auto",
     resize: Literal["", "shorter", "square"] = "",
+    holdout: float = 0.1,
+    holdout_seed: int = 0,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     window: int = 0,
@@ -39,6 +41,8 @@ def run(
         workers: loader processes.
         device: a torch device; auto takes the GPU if there is one.
         resize: classifiers: how images are resized, if not as the model file says.
+        holdout: classifiers: where a folder has no validation images, the share of each class that training held out.
+        holdout_seed: classifiers: which images those are, as in training.
         scales: segmentation: average over these multiples of the size; multi-scale is 0.5 0.75 1.0 1.25 1.5 1.75.
         flip: segmentation: average over mirrored images too.
         window: segmentation: slide a window of this side over the image; 0 takes the whole image.
@@ -63,7 +67,7 @@ def run(
             options = {"eval_scales": scales, "eval_flip": flip, "window": window, "window_stride": window_stride}
             found = _segmenter(predictor, data, workers, options, shown)
         else:
-            found = _classifier(predictor, data, batch_size, workers, resize, shown)
+            found = _classifier(predictor, data, batch_size, workers, (resize, holdout, holdout_seed), shown)
         if distributed.rank() == 0:
             print_values(found)
 
@@ -108,13 +112,18 @@ def _segmenter(predictor: SegmentationPredictor, data: str, workers: int, option
 
 
 def _classifier(
-    predictor: ClassificationPredictor, data: str, batch_size: int, workers: int, resize: str, shown: bool
+    predictor: ClassificationPredictor,
+    data: str,
+    batch_size: int,
+    workers: int,
+    options: tuple[str, float, int],
+    shown: bool,
 ) -> Rows:
     from torch.utils.data import default_collate
 
     from deformvit.tasks import classification, loading
 
-    images = classification.open_evaluation(data, predictor.description, predictor.name, resize)
+    images = classification.open_evaluation(data, predictor.description, predictor.name, *options)
     batches = loading.EvalLoader(images, default_collate, batch_size, workers)
     metrics = classification.evaluate(predictor.model, batches, predictor.device, shown)
     return [("images", batches.measured()), *((name, f"{value:.4g}") for name, value in metrics.items())]

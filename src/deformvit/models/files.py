@@ -28,6 +28,7 @@ KEY = "deformvit"
 """The entry of a safetensors header that holds the description, as JSON."""
 LONGEST_HEADER = 16 * 2**20
 """Characters of a description; the names of 100,000 classes are a tenth of it."""
+PYTORCH_SUFFIXES = (".pth", ".pt", ".bin")
 BEST_WEIGHTS = "best.safetensors"
 """The weights of a run with the best evaluation."""
 HUB_WEIGHTS = "model.safetensors"
@@ -99,7 +100,7 @@ def open_model_file(path: Path | str) -> ModelFile:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if path.suffix in PYTORCH_SUFFIXES:
         raise ModelFileError(f"{path}: a PyTorch checkpoint; `deformvit convert` makes a model file of it")
     try:
         with safe_open(path, framework="pt") as file:

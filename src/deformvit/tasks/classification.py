@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from deformvit import distributed
-from deformvit.config import ClassificationConfig
+from deformvit.config import ClassificationConfig, DataConfig
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.data.classification import CACHE
 from deformvit.errors import DataError, UserError
@@ -61,8 +61,9 @@ class Classification:
         evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
         augmented = train_transform(data, config.augment)
         cache = Path(data.cache) if data.cache else CACHE
-        self.train_set = open_split(data.root, "train", augmented, cache) if train_set is None else train_set
-        self.val_set = open_split(data.root, "val", evaluated, cache) if val_set is None else val_set
+        split: dict[str, Any] = {"cache": cache, "holdout": data.holdout, "seed": data.holdout_seed}
+        self.train_set = open_split(data.root, "train", augmented, **split) if train_set is None else train_set
+        self.val_set = open_split(data.root, "val", evaluated, **split) if val_set is None else val_set
         if self.train_set.classes != self.val_set.classes:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
@@ -148,7 +149,14 @@ class Classification:
         files.save_model(path, model, description)
 
 
-def open_evaluation(root: str, description: ClassifierDescription, name: str, resize: str = "") -> Any:
+def open_evaluation(
+    root: str,
+    description: ClassifierDescription,
+    name: str,
+    resize: str = "",
+    holdout: float = DataConfig.holdout,
+    seed: int = DataConfig.holdout_seed,
+) -> Any:
     """The validation images of a folder, prepared as a model's description says.
 
     Args:
@@ -156,6 +164,7 @@ def open_evaluation(root: str, description: ClassifierDescription, name: str, re
         description: of the model.
         name: what messages call the model.
         resize: another way to resize than the description's.
+        holdout, seed: as in training, where a folder has no validation images.
 
     Raises:
         UserError: a backbone without classes, or images of other classes than the model's.
@@ -165,7 +174,7 @@ def open_evaluation(root: str, description: ClassifierDescription, name: str, re
     transform = eval_transform(
         description.img_size, description.crop_pct, resize or description.resize, description.mean, description.std
     )
-    images = open_split(root, "val", transform)
+    images = open_split(root, "val", transform, holdout=holdout, seed=seed)
     known = description.classes
     numbered = known == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
     if list(images.classes) != known and not numbered:
