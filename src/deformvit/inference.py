@@ -173,9 +173,9 @@ class ClassificationPredictor(Predictor[ClassificationResult]):
     description: ClassifierDescription
 
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
-        told = self.description
-        self._view = eval_transform(told.img_size, told.crop_pct, told.resize)
-        return eval_transform(told.img_size, told.crop_pct, told.resize, told.mean, told.std)
+        described = self.description
+        self._view = eval_transform(described.img_size, described.crop_pct, described.resize)
+        return eval_transform(described.img_size, described.crop_pct, described.resize, described.mean, described.std)
 
     def normalise(self, view: Tensor) -> Tensor:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.description.mean, self.description.std))
@@ -183,11 +183,11 @@ class ClassificationPredictor(Predictor[ClassificationResult]):
 
     def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:
         if size is None:
-            told = self.description
+            described = self.description
             return (
                 self._view(image)
                 if times == 1
-                else eval_transform(told.img_size * times, told.crop_pct, told.resize)(image)
+                else eval_transform(described.img_size * times, described.crop_pct, described.resize)(image)
             )
         if len(size) != 2 or not 1 <= min(size) <= max(size) <= 8192:
             raise UserError(f"size must be a height and a width from 1 to 8192, got {tuple(size)}")

@@ -197,9 +197,7 @@ def test_a_released_file_with_its_yaml_beside_it_is_loaded_as_it_is(case, releas
         predictor.model.double()(case.image()), torch.from_numpy(case.outputs["logits"]), rtol=1e-4, atol=1e-5
     )
     (released / "micro.yaml").rename(released / "other.yaml")
-    with pytest.raises(
-        UserError, match=r"micro\.pth: a PyTorch checkpoint .* beside it as micro\.yaml"
-    ):
+    with pytest.raises(UserError, match=r"micro\.pth: a PyTorch checkpoint .* beside it as micro\.yaml"):
         load(released / "micro.pth")
 
 

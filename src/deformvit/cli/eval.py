@@ -100,10 +100,10 @@ def _segmenter(predictor: SegmentationPredictor, data: str, workers: int, option
     from deformvit.config import SegmentationDataConfig
     from deformvit.tasks import loading, segmentation
 
-    told = predictor.description
+    described = predictor.description
     settings = SegmentationDataConfig(
-        root=data, workers=workers, scale=told.scale, ignore_label=told.ignore_label,
-        reduce_zero_label=told.reduce_zero_label, **options,
+        root=data, workers=workers, scale=described.scale, ignore_label=described.ignore_label,
+        reduce_zero_label=described.reduce_zero_label, **options,
     )  # fmt: skip
     images = segmentation.open_evaluation(settings, predictor.classes)
     batches = loading.EvalLoader(images, default_collate, 1, workers)

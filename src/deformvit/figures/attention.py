@@ -37,7 +37,7 @@ def keys(
     Raises:
         ValueError: no deformable layers were recorded, or no keys are to be drawn.
     """
-    common.with_points(layers, index)
+    common.check_deformable(layers, index)
     if count < 1:
         raise UserError(f"count must be at least 1, got {count}")
     hw = (image.shape[-2], image.shape[-1])
@@ -103,7 +103,7 @@ def query(
         raise UserError(f"count must be at least 1, got {count}")
     if not (0 <= point[0] <= hw[0] and 0 <= point[1] <= hw[1]):
         raise UserError(f"point must be on the image of {hw[0]} x {hw[1]} pixels, got {point}")
-    common.same_image([layer for row in rows for _, layer in row], index)
+    common.check_index([layer for row in rows for _, layer in row], index)
     lines = [
         [panel for name, layer in row for panel in _panels(name, layer, point, hw, index, heads, count)] for row in rows
     ]

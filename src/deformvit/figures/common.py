@@ -1,4 +1,4 @@
-"""What the figures share: colours, names of layers, the image below."""
+"""Shared by the figures: colours, the image under the marks, margins, checks."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def margin_for(points: Sequence[Tensor], image_hw: tuple[int, int]) -> float:
     return min(max(outside + 0.03, 0.04), 0.33)
 
 
-def same_image(layers: Sequence[LayerRecord], index: int) -> None:
+def check_index(layers: Sequence[LayerRecord], index: int) -> None:
     """Raise ``ValueError`` unless every layer saw an image of that number."""
     for layer in layers:
         if not 0 <= index < layer.x.shape[0]:
             raise ValueError(f"index must be from 0 to {layer.x.shape[0] - 1}, the recorded batch, got {index}")
 
 
-def with_points(layers: Sequence[LayerRecord], index: int) -> None:
-    """Raise ``UserError`` unless there are deformable layers; else as :func:`same_image`."""
+def check_deformable(layers: Sequence[LayerRecord], index: int) -> None:
+    """Raise ``UserError`` unless there are deformable layers; else as :func:`check_index`."""
     if not layers:
-        raise UserError("no deformable layers were recorded; the model has none that move points")
-    same_image(layers, index)
+        raise UserError("no deformable layers were recorded; the model has none")
+    check_index(layers, index)

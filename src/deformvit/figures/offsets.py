@@ -77,7 +77,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    common.with_points(layers, index)
+    common.check_deformable(layers, index)
     hw = (image.shape[-2], image.shape[-1])
     statistics = {(entry.layer, entry.group): entry for entry in offset_statistics(layers, hw, index)}
     cols = 1 + max(layer.points()[1].shape[1] for layer in layers)

@@ -25,7 +25,7 @@ def points(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: 
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    common.with_points(layers, index)
+    common.check_deformable(layers, index)
     deformed = [layer.points()[1][index] for layer in layers]
     rows, cols = len(layers), max(len(groups) for groups in deformed)
     height, width = image.shape[-2:]
@@ -81,7 +81,7 @@ def objects(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     Raises:
         ValueError: no deformable layers were recorded.
     """
-    common.with_points(layers, index)
+    common.check_deformable(layers, index)
     last = {layer.feature_hw: layer for layer in layers}  # later layers replace earlier ones of their stage
     chosen = list(last.values())[-2:]
     hw = (image.shape[-2], image.shape[-1])

@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def parse_args(args: dict[str, str]) -> dict[str, Any]:
-    """``model.args`` as Python values; what is no literal is a string."""
+    """``model.args`` as Python values; anything that is not a literal stays a string."""
     values: dict[str, Any] = {}
     for name, text in args.items():
         try:
@@ -74,11 +74,11 @@ class Classification:
         augment = config.augment
         self.mixup: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
-            together = data.batch_size // (distributed.size() * config.run.accumulate)
-            if together % 2:
+            micro_batch = data.batch_size // (distributed.size() * config.run.accumulate)
+            if micro_batch % 2:
                 raise UserError(
-                    f"Mixup pairs the images of a process and micro-batch, so there must be an even number, not "
-                    f"{together} (data.batch_size {data.batch_size} in all)"
+                    f"Mixup pairs the images of a micro-batch, so there must be an even number, not {micro_batch} "
+                    f"(data.batch_size {data.batch_size}, shared by processes and accumulated batches)"
                 )
             self.mixup = Mixup(
                 augment.mixup, augment.cutmix, label_smoothing=augment.smoothing, num_classes=len(self.classes)
@@ -96,7 +96,7 @@ class Classification:
         return args
 
     def build_model(self) -> nn.Module:
-        """The network, from ``model.checkpoint`` where that is set; a classifier of other classes starts anew."""
+        """The network, from ``model.checkpoint`` where that is set; one for other classes keeps its own classification layer."""
         try:
             model = timm.create_model(
                 self.config.model.name, num_classes=len(self.classes), **self.model_args(),
@@ -121,7 +121,7 @@ class Classification:
             raise UserError(f"{path}: {error}") from error
 
     def body(self, model: nn.Module) -> nn.Module:
-        """All of it."""
+        """The whole model."""
         return model
 
     def collate(self, items: list[Any]) -> Batch:

@@ -15,17 +15,17 @@ def fill_in(config: BaseConfig) -> None:
     They are those of ``model.checkpoint`` if it describes itself, else the model's usual size and crop with ImageNet's
     mean and std.
     """
-    data, told = config.data, _description(config.model.checkpoint)
-    data.mean = data.mean or (told.mean if told else IMAGENET_MEAN)
-    data.std = data.std or (told.std if told else IMAGENET_STD)
+    data, described = config.data, _description(config.model.checkpoint)
+    data.mean = data.mean or (described.mean if described else IMAGENET_MEAN)
+    data.std = data.std or (described.std if described else IMAGENET_STD)
     if not isinstance(config, ClassificationConfig):
         return
-    told = told if isinstance(told, ClassifierDescription) else None
+    described = described if isinstance(described, ClassifierDescription) else None
     usual = timm.get_pretrained_cfg(config.model.name) if timm.is_model(config.model.name) else None
-    size = config.data.img_size or (told.img_size if told else usual.input_size[-1] if usual else 224)
-    crop = told.crop_pct if told else usual.crop_pct if usual else 0.875
+    size = config.data.img_size or (described.img_size if described else usual.input_size[-1] if usual else 224)
+    crop = described.crop_pct if described else usual.crop_pct if usual else 0.875
     config.data.img_size, config.data.crop_pct = size, config.data.crop_pct or crop
-    config.data.resize = config.data.resize or (told.resize if told else "shorter")
+    config.data.resize = config.data.resize or (described.resize if described else "shorter")
 
 
 def _description(checkpoint: str) -> Description | None:

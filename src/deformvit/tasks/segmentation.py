@@ -41,8 +41,8 @@ class Segmentation:
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
         self.validation = EvalLoader(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
-        together = data.batch_size // (distributed.size() * config.run.accumulate)
-        if config.head.system == "upernet" and together < 2:
+        micro_batch = data.batch_size // (distributed.size() * config.run.accumulate)
+        if config.head.system == "upernet" and micro_batch < 2:
             raise UserError(
                 f"UperNet trains on batches of at least 2 images, data.batch_size is {data.batch_size} in all"
             )
