@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
     name = words[0].replace("_", "-") if words else ""
     if name not in recipes.ALL:
         given = f", got {words[0]!r}" if words else ""
-        similar = "".join(f", similar: {name}" for name in difflib.get_close_matches(name, recipes.ALL, n=1))
+        similar = "".join(f", similar: {other}" for other in difflib.get_close_matches(name, recipes.ALL, n=1))
         print(
             f"deformvit: train expects the name of a recipe first{given}{similar}; `deformvit recipes` lists the names",
             file=sys.stderr,
