@@ -96,7 +96,7 @@ class Classification:
         return args
 
     def build_model(self) -> nn.Module:
-        """The network, from ``model.checkpoint`` where that is set, but for the classification layer of other classes."""
+        """The network, from ``model.checkpoint`` where that is set; its classifier may be of other classes."""
         try:
             model = timm.create_model(
                 self.config.model.name, num_classes=len(self.classes), **self.model_args(),
