@@ -6,7 +6,7 @@ python benchmarks/equation7.py
 from __future__ import annotations
 
 from deformvit import DeformableAttention
-from deformvit.paper.complexity import measure
+from deformvit.paper.complexity import count_complexity
 
 
 def equation_7(height: int, width: int, keys: int, channels: int, kernel: int) -> tuple[int, int]:
@@ -20,7 +20,7 @@ def main() -> None:
     attention, offsets = equation_7(14, 14, 49, 384, 5)
     print("Stage 3 of Swin-T: H = W = 14, 49 keys, C = 384, k = 5")
     print(f"  equation 7: {attention / 1e6:.2f} M + offset network {offsets / 1e6:.2f} M (the paper prints 5.08 M)")
-    cost = measure(lambda: DeformableAttention(384, 12, 1, stride=2, position="none"), (384, 14, 14))
+    cost = count_complexity(lambda: DeformableAttention(384, 12, 1, stride=2, position="none"), (384, 14, 14))
     print(
         f"  the layer : {cost.products / 1e6:.2f} M in products, one group, sampling {cost.sampling / 1e6:.2f} M more"
     )

@@ -10,7 +10,7 @@ import deformvit  # noqa: F401 - registers the models
 from deformvit import DAT
 from deformvit.layers import DeformableAttention, ReductionAttention, WindowAttention, common
 from deformvit.models.blocks import stage_specs
-from deformvit.recipes.ablations import TABLES
+from deformvit.paper.tables import TABLES
 
 PARAMETERS = {  # paper.md: the released models' counts, to the last one; dat_nano is ours
     "dat_tiny": 28_319_138, "dat_small": 49_700_402, "dat_base": 87_881_632, "dat_base_384": 88_178_272,

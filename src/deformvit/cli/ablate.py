@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +22,10 @@ def run(
     workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Train every row of a table of the paper at dat_nano's size, with several seeds, and print what came of it.
+    """Train every row of a table of the paper at dat_nano's size, with several seeds, and print the results.
 
-    What is finished in the output folder is not trained again, what is unfinished goes on. The table is written there
-    too, with the curves as a picture; `table` shows it again.
+    Finished runs in the output folder are not trained again, interrupted ones are resumed. After every run the table
+    and a picture of the curves are written there; `table` shows the table again.
 
     Args:
         number: `main`: DAT beside Swin, PVT, Deformable DETR's attention and DeiT; or a table or figure of the paper.
@@ -37,15 +38,25 @@ def run(
         device: a torch device; auto takes the GPU if there is one.
     """
     from deformvit import recipes
-    from deformvit.paper import ablate as experiments
-    from deformvit.recipes.nano import TABLES
+    from deformvit.paper import comparison, experiments
+    from deformvit.paper.recorded import seed_runs
+    from deformvit.paper.tables import NANO_TABLES
 
     if seeds < 1 or epochs < 1:
         raise UserError(f"seeds and epochs must be at least 1, got {seeds} and {epochs}")
-    count = len(TABLES[number].rows)
-    wrong = [row for row in rows if not 1 <= row <= count]
-    if wrong:
-        raise UserError(f"rows: there is no row {wrong[0]}; {number} has {count}")
+    table = NANO_TABLES[number]
+    unknown = [row for row in rows if not 1 <= row <= len(table.rows)]
+    if unknown:
+        raise UserError(f"rows must be from 1 to {len(table.rows)} for {number}, got {unknown[0]}")
     base = recipes.nano_cifar10(epochs)
     base.data.root, base.data.workers, base.run.device = data, workers, device
-    print(experiments.run(number, base, seeds, output / f"{number}-{epochs}-epochs", experiments.progress, rows))
+    folder = output / f"{number}-{epochs}-epochs"
+    runs = seed_runs(table, seeds, folder)
+    chosen = [table.rows[row - 1] for row in rows] or table.rows
+    for _ in experiments.train(runs, base, chosen, _report):
+        comparison.write_comparison(table, runs, base, folder)
+    print(comparison.write_comparison(table, runs, base, folder))
+
+
+def _report(text: str) -> None:
+    print(f"deformvit: {text}", file=sys.stderr)

@@ -14,15 +14,16 @@ def run(
     runs: Path = Path("runs"),
     configurations: bool = False,
 ) -> None:
-    """Print a table of the paper with published and measured values side by side, and what `ablate` found of it.
+    """Print a table of the paper with published and measured values side by side, and what `ablate` measured of it.
 
     Args:
-        number: of the table; fig4 is Figure 4, neighbours the models that the paper measures itself against, main what
-            `ablate main` found.
-        runs: folder of training runs; a row shows the best top-1 of the runs that have its configuration. Results of
-            `ablate` are looked for in it and in its folder ablate.
-        configurations: list the options of `deformvit train` that every row is.
+        number: of the table; fig4 is Figure 4, neighbours are the models that the paper compares with, main is what
+            `ablate main` measured.
+        runs: folder of training runs. A row shows the best evaluation of the runs that have its configuration and
+            whose data.root is a folder named after the table's data set (imagenet, coco, ade20k). Results of `ablate`
+            are looked for in it and in its folder ablate.
+        configurations: list the options of `deformvit train` for every row.
     """
-    from deformvit.paper import tables
+    from deformvit.paper.render import render
 
-    print(tables.render(number, runs, configurations))
+    print(render(number, runs, configurations))

@@ -19,7 +19,7 @@ from deformvit.config import (
 )
 
 DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5}
-"""Of the classification recipes; what the paper's detectors used is not printed."""
+"""Rates of the classification recipes; the paper does not state those of its detectors."""
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 NANO = "dat_nano.cifar10"
 
@@ -28,23 +28,23 @@ Segmenters = Literal["semantic_fpn", "upernet"]
 
 
 def detection(system: Detectors, size: str, schedule: Literal["1x", "3x"]) -> DetectionConfig:
-    """The paper's schedules on COCO (section 4.2): Swin's settings. Set data.root and model.checkpoint."""
-    long = schedule == "3x"
+    """The paper's schedules on COCO (section 4.2), with Swin's settings. Set data.root and model.checkpoint."""
+    is_long = schedule == "3x"
     return DetectionConfig(
         model=ModelConfig(name=f"dat_{size}", drop_path_rate=DROP_PATH[size]),
         data=DetectionDataConfig(
-            batch_size=16, workers=4, min_size=tuple(range(480, 801, 32)) if long else (800,), max_size=1333,
-            crop="branch" if long else "none",
+            batch_size=16, workers=4, min_size=tuple(range(480, 801, 32)) if is_long else (800,), max_size=1333,
+            crop="branch" if is_long else "none",
         ),
         head=DetectorConfig(
             system=system, box_head="4conv1fc" if system == "cascade_mask_rcnn" else "2fc", class_agnostic=False,
         ),
         optim=OptimConfig(
-            lr=1e-4, lr_batch=16, schedule="steps", milestones=(27, 33) if long else (8, 11), warmup_lr=1e-7,
+            lr=1e-4, lr_batch=16, schedule="steps", milestones=(27, 33) if is_long else (8, 11), warmup_lr=1e-7,
             warmup_steps=500, weight_decay=0.05, clip_grad=0.0,
         ),
         run=RunConfig(
-            epochs=36 if long else 12, amp="bf16", output=Path("runs") / f"{system}_dat_{size}_{schedule}"
+            epochs=36 if is_long else 12, amp="bf16", output=Path("runs") / f"{system}_dat_{size}_{schedule}"
         ),
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ PUBLISHED = {
     ("semantic_fpn", "base", ""): "47.02 mIoU", ("upernet", "tiny", ""): "45.54 mIoU",
     ("upernet", "small", ""): "48.31 mIoU", ("upernet", "base", ""): "49.38 mIoU",
 }  # fmt: skip
-"""The paper's systems and what it reports of them (Tables 3, 4 and 5)."""
+"""The paper's systems by head, backbone and schedule, and their published results (Tables 3, 4 and 5)."""
 
 TITLES = {
     "retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN",
@@ -163,7 +163,7 @@ TITLES = {
 }  # fmt: skip
 
 
-def _named(system: str, size: str, schedule: str) -> tuple[str, Callable[[], DetectionConfig | SegmentationConfig]]:
+def _published(system: str, size: str, schedule: str) -> tuple[str, Callable[[], DetectionConfig | SegmentationConfig]]:
     def recipe() -> DetectionConfig | SegmentationConfig:
         if schedule:
             return detection(system, size, schedule)  # type: ignore[arg-type]
@@ -183,5 +183,5 @@ ALL: dict[str, Callable[[], DetectionConfig | SegmentationConfig]] = {
         mask_rcnn_dat_nano_nuclei, cascade_mask_rcnn_dat_nano_nuclei, retinanet_dat_nano_bccd, upernet_dat_nano_camvid,
         semantic_fpn_dat_nano_camvid,
     )
-} | dict(_named(*key) for key in PUBLISHED)  # fmt: skip
+} | dict(_published(*key) for key in PUBLISHED)  # fmt: skip
 """Recipes by their names on the command line."""
