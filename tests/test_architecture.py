@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import deformvit
@@ -109,3 +110,31 @@ def test_coordinates_live_in_one_module():
 def test_files_stay_readable():
     for path in ROOT.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 500, f"{path}: two things in one file?"
+
+
+def test_every_file_that_the_page_names_is_there():
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    tree = page.split("```")[1]
+    named = set(re.findall(r"(?<![*\w])\w+\.py\b", tree))
+    known = {path.name for path in ROOT.parent.rglob("*.py")} | {"hatch_build.py", "test_docs.py"}
+    assert named - known == set()
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    files = {path.name for path in ROOT.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {room for room in rooms if f"  {room}/" not in tree} == set()
+    assert files - named == set()
+
+
+def test_a_log_is_read_in_one_place():
+    for path in ROOT.rglob("*.py"):
+        if path.name not in ("runs.py", "log.py"):  # the reader, and what writes it
+            code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
+            assert "metrics.jsonl" not in code, f"{path}: metrics.jsonl is read by runs.read_metrics"
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree

@@ -165,3 +165,11 @@ def test_success_exits_with_zero(monkeypatch, capsys):
 )
 def test_status_of_the_process(words, status):
     assert subprocess.run([sys.executable, "-m", "deformvit", *words], capture_output=True).returncode == status
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    """``deformvit recipes | head -1``: no traceback, and the status that a shell gives SIGPIPE."""
+    command = f"{sys.executable} -m deformvit recipes | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 141)  # 0 where all of it fits into the pipe before head ends

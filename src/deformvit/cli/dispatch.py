@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -62,6 +63,9 @@ def _call(name: str, words: list[str]) -> None:
         if package not in EXTRAS:
             raise
         _fail(f"this needs {package}: pip install 'deformvit[{EXTRAS[package]}]'", error)
+    except BrokenPipeError as error:  # whoever read the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        raise SystemExit(141) from error  # as a shell reports SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

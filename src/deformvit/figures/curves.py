@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deformvit.errors import UserError
+from deformvit.runs import METRICS, read_metrics
 
 MAIN = {"top1": "top-1 (%)", "mask_AP": "mask AP", "box_AP": "box AP", "mIoU": "mIoU"}
 """What a run is judged by, in the order of preference, and the axis' label."""
@@ -21,23 +21,17 @@ NEAR = 5.0
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's ``metrics.jsonl``, one an epoch or evaluation.
+    """The epochs that a run has logged (:func:`deformvit.runs.read_metrics`), for :func:`curves`.
 
     Raises:
-        UserError: there is none, or it holds no lines that can be read.
+        UserError: the folder is not a run's, or no epoch is logged yet.
     """
-    path = folder / "metrics.jsonl" if folder.is_dir() else folder
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; curves are drawn of folders that `deformvit train` wrote")
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            lines.append({str(key): value for key, value in json.loads(line).items()})
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: not a line of a training log ({error})") from error
-    if not lines:
-        raise UserError(f"{path}: holds no epochs yet")
-    return lines
+    if not (folder / METRICS).is_file():
+        raise UserError(f"{folder / METRICS}: no such file; curves are drawn of folders that `deformvit train` wrote")
+    epochs = read_metrics(folder)
+    if not epochs:
+        raise UserError(f"{folder / METRICS}: holds no epochs yet")
+    return epochs
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], title: str = "") -> Figure:
