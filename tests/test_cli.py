@@ -257,6 +257,7 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["predict"], "no images: name files or folders"),
         (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
         (["predict", "sample", "--top", "0"], "top must be at least 1, got 0"),
         (["eval", "--data", "sample", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),

@@ -76,6 +76,9 @@ class Predictor(Generic[R]):
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return _tensor
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self.classes)} classes, {self.device})"
+
     def __call__(self, images: ImageSource | Iterable[ImageSource], **options: Any) -> Any:
         """Predict one image or several.
 

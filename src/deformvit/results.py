@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +28,9 @@ class Finding:
 class Result:
     """What a model predicts for one image; tensors are on the CPU."""
 
-    image: Image.Image
+    image: Image.Image = field(repr=False)
     """The image that the prediction is about, RGB, upright."""
-    classes: list[str]
+    classes: list[str] = field(repr=False)
     """Names of all classes that the model knows, in the order of the labels."""
     index: int
     """Position of the image among those given."""

@@ -40,8 +40,10 @@ def sources(images: list[Path]) -> list[tuple[str, Any]]:
     Fashion-MNIST.
 
     Raises:
-        UserError: as :func:`image_files`.
+        UserError: as :func:`image_files`, or nothing is named.
     """
+    if not images:
+        raise UserError("no images: name files or folders, or the packaged `photo` or `sample`")
     named: list[tuple[str, Any]] = []
     for path in images:
         if path.exists() or str(path) not in ("photo", "sample"):
