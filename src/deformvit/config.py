@@ -130,7 +130,7 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    """Length, place and machine of the run."""
+    """Length, output folder and machine of the run."""
 
     epochs: int = 300
     """Passes over the training images."""
@@ -147,7 +147,7 @@ class RunConfig:
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: every process has the whole model, or a part of it (fully_shard)."""
+    """Under torchrun: every process has the whole model, or a shard of it (fully_shard; not with fp16)."""
     accumulate: int = 1
     """Batches that each process computes one after another for an optimiser step."""
     grad_checkpointing: bool = False

@@ -21,9 +21,9 @@ from filelock import FileLock
 from PIL import Image
 
 from deformvit.data import DataError, open_split
-from deformvit.data import classification as datasets
-from deformvit.data.classification import ParquetImages
+from deformvit.data.classification import ParquetImages, open_parquet
 from deformvit.data.shards import ParquetShards, TarShards, download
+from deformvit.engine.loader import MicroBatches, Sharing
 from deformvit.errors import UnreadableImage
 
 COUNTS = (5, 3, 4)
@@ -253,7 +253,7 @@ def test_images_are_shuffled_within_windows_of_shards(shards):
 
 
 @pytest.mark.parametrize("kind", ["struct", "bytes"])
-def test_large_parquet_files_are_read_by_row_groups(tmp_path, monkeypatch, kind):
+def test_large_parquet_files_are_read_by_row_groups(tmp_path, kind):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for part, numbers in enumerate((range(7), range(7, 12))):
         contents = [png(number) for number in numbers]
@@ -262,8 +262,7 @@ def test_large_parquet_files_are_read_by_row_groups(tmp_path, monkeypatch, kind)
         pq.write_table(table, tmp_path / f"train-{part:05d}-of-00002.parquet", row_group_size=3)
     small = open_split(str(tmp_path), "train")
     assert isinstance(small, ParquetImages)
-    monkeypatch.setattr(datasets, "IN_MEMORY", 10)
-    large = open_split(str(tmp_path), "train")
+    large = open_parquet(sorted(tmp_path.glob("*.parquet")), "train", None, in_memory=10)
     assert isinstance(large, ParquetShards)
     assert large.classes == small.classes
     assert values(large) == values(small) == EVERY
@@ -271,8 +270,16 @@ def test_large_parquet_files_are_read_by_row_groups(tmp_path, monkeypatch, kind)
     assert sorted(int(np.asarray(image)[0, 0, 0]) for image, _ in loader) == list(range(12))
 
 
+def test_a_run_on_shards_continues_inside_an_epoch(shards):
+    images = TarShards([str(path) for path in sorted(shards.glob("*train*"))], None, None, shards, window=4)
+    share = Sharing(0, 1, 1, 4)
+    steps = list(MicroBatches(images, 4, seed=0, first=0, last=6, share=share))  # two epochs
+    assert len({key for step in steps for key in step}) == 24
+    for first in (1, 2, 4):
+        assert list(MicroBatches(images, 4, seed=0, first=first, last=6, share=share)) == steps[first:]
+
+
 def test_training_from_shards(shards, tmp_path):
-    """The whole loop, resumed inside an epoch."""
     from deformvit import recipes
     from deformvit.engine import loop
     from deformvit.tasks.classification import Classification

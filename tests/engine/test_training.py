@@ -184,7 +184,7 @@ def test_start_from_a_checkpoint_of_other_classes(images, tmp_path):
     assert model.head.fc.weight.shape[0] == 3
 
 
-def test_start_from_a_checkpoint_of_another_model_is_told(images, tmp_path):
+def test_a_start_from_a_checkpoint_of_another_model_is_refused(images, tmp_path):
     config = small(images, tmp_path / "first", epochs=1)
     run(config)
     config.model.checkpoint = str(tmp_path / "first" / "best.safetensors")

@@ -89,9 +89,11 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     return columns[0], columns[1], features.get(columns[1], {}).get("names")
 
 
-def open_parquet(files: list[Path], split: str, transform: Transform | None) -> ParquetImages | ParquetShards:
-    """Parquet files of a split: in memory if they are small, otherwise row group by row group."""
-    if sum(file.stat().st_size for file in files) <= IN_MEMORY:
+def open_parquet(
+    files: list[Path], split: str, transform: Transform | None, in_memory: int = IN_MEMORY
+) -> ParquetImages | ParquetShards:
+    """Parquet files of a split: in memory up to ``in_memory`` bytes, otherwise row group by row group."""
+    if sum(file.stat().st_size for file in files) <= in_memory:
         return ParquetImages(files, split, transform)
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -65,7 +65,7 @@ def fit(task: Task, config: BaseConfig) -> dict[str, float]:
     """Train, evaluate and write everything under ``config.run.output``; returns the metrics of the last epoch.
 
     Files: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (to resume), ``best.safetensors`` (to
-    use). A run that torchrun starts again after a failure resumes by itself.
+    use). A run that torchrun restarts after a failure resumes without ``run.resume``.
 
     Raises:
         NonFiniteLoss: a loss or gradient is not finite; names the step, losses and parameters.
