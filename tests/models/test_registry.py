@@ -247,12 +247,12 @@ def test_drop_path_rises_linearly():
         ({"shifting": "up"}, "'up'"),
         ({"downsample": "pool"}, "'pool'"),
         ({"small_map": "crop", "blocks": ("neighborhood",) * 4}, "'crop'"),
-        ({"neighborhood_size": 4, "blocks": ("neighborhood",) * 4}, "odd, positive side, got 4"),
+        ({"neighborhood_size": 4, "blocks": ("neighborhood",) * 4}, "kernel_size must be odd and positive, got 4"),
         ({"points": 0, "blocks": ("deformable_detr",) * 4}, "points must be at least 1, got 0"),
         ({"blocks": ("conv",) * 4, "window_size": 4}, "odd window_size.*got 4"),
         ({"sampling": "pooled"}, "needs offsets=False"),
         ({"offset_kernel": 4, "offset_padding": "none"}, "stride's size 1, got 4"),
-        ({"embed": "stacked", "patch_size": 3}, "even patch size"),
+        ({"embed": "stacked", "patch_size": 3}, "even stride and dim, got stride="),
         ({"groups": 3}, "num_heads=4, groups=3"),
     ],
 )
@@ -278,34 +278,42 @@ def test_one_value_stands_for_all_stages():
     assert second.blocks == ("window", "deformable") * 2
 
 
+@pytest.fixture
+def one_thread():
+    """Chunks grow with the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["dat_nano", "dat_tiny"])
-def test_inference_piece_by_piece_equals_training(name, monkeypatch):
-    """In inference on the CPU, windows go through a kernel and MLPs through the cache; what is seen is the same."""
-    monkeypatch.setattr(common, "PIECE", 3000)
+def test_inference_in_chunks_equals_training(name, one_thread, monkeypatch):
+    """In inference on the CPU, windows go through a kernel and MLPs are computed in chunks, with the same results."""
     model = timm.create_model(name, num_classes=5, drop_path_rate=0.2).eval()
-    x = torch.randn(3, 3, 70, 45)
+    x = torch.randn(3, 3, 70, 85)
     expected = model(x)
-    counted = []
-    split = common.pieces
-    monkeypatch.setattr(common, "pieces", lambda *a: counted.append(parts := split(*a)) or parts)
+    counts = []
+    split = common.chunks
+    monkeypatch.setattr(common, "chunks", lambda *a: counts.append(len(parts := split(*a))) or parts)
     with torch.inference_mode():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    assert any(len(parts) > 1 for parts in counted)
-    counted.clear()
+    assert max(counts) > 1
+    counts.clear()
     model.train()
     with torch.no_grad():  # drop path is drawn for whole images
         model(x)
-    assert not counted
+    assert not counts
 
 
-def test_hooks_see_whole_maps_in_inference(monkeypatch):
-    monkeypatch.setattr(common, "PIECE", 3000)
+def test_hooks_see_complete_maps_in_inference(one_thread):
     model = timm.create_model("dat_tiny", num_classes=5).eval()
     seen = []
     block = model.stages[0].blocks[1]
     for module in (block.norm2, block.mlp.fc1, block.attn.qkv):
         module.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], inputs[0].clone(), out.shape)))
     with torch.no_grad():
-        model(torch.randn(3, 3, 70, 45))
-    assert [tuple(shape) for _, _, shape in seen] == [(3, 18, 12, 288), (3, 96, 18, 12), (3, 18, 12, 384)]
+        model(torch.randn(3, 3, 70, 85))
+    assert [tuple(shape) for _, _, shape in seen] == [(3, 18, 22, 288), (3, 96, 18, 22), (3, 18, 22, 384)]
+    assert common.CHUNK_SIZE < 3 * 18 * 22 * 384  # without the hooks there would be several chunks
     assert all(torch.equal(kept, copy) for kept, copy, _ in seen)

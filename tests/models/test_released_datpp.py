@@ -228,7 +228,7 @@ def test_keys_of_the_second_generation(second, change, key, expected):
     [
         ({"stage_spec": [["Q", "D"]] + [["N", "D"]] * 3}, "stage 1: unknown block 'Q' .QnA"),
         ({"stage_spec": [["C", "D"]] + [["N", "D"]] * 3}, "'C' .undefined in the released code"),
-        ({"nat_ksizes": [6, 7, 7, 7]}, "odd, positive side, got 6"),
+        ({"nat_ksizes": [6, 7, 7, 7]}, "kernel_size must be odd and positive, got 6"),
         ({"ksizes": [6, 7, 5, 3]}, "kernel size must be odd and positive, got 6"),
         ({"use_cmt_mlps": [True] * 4}, "use_cmt_mlps"),
         ({"patch_size": 8}, "stride 4 only, got 8"),

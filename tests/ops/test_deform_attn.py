@@ -97,9 +97,9 @@ def test_heads_read_the_points_of_their_group():
         ({"table": torch.zeros(4, 0, 9)}, r"table must be .* got \(4, 0, 9\)"),
         (
             {"k": torch.zeros(2, 4, 0, 6), "v": torch.zeros(2, 4, 0, 6), "pos": torch.zeros(2, 2, 0, 2)},
-            r"there must be heads, queries, keys and channels; .* k \(2, 4, 0, 6\)",
+            r"heads, queries, keys and channels must be at least 1; .* k \(2, 4, 0, 6\)",
         ),
-        ({"q": torch.zeros(2, 4, 0, 6), "query_hw": (0, 5)}, "there must be heads, queries"),
+        ({"q": torch.zeros(2, 4, 0, 6), "query_hw": (0, 5)}, "must be at least 1; got q .2, 4, 0, 6."),
     ],
 )
 def test_bad_shapes_are_named(change, message):

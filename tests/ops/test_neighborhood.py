@@ -70,7 +70,7 @@ def test_low_precision_error_is_of_the_order_of_rounding():
 
 def test_wrong_shapes_are_named():
     q, k, v, table = inputs((5, 6), 3)
-    with pytest.raises(ValueError, match=r"\(B, M, H, W, d\) alike"):
+    with pytest.raises(ValueError, match=r"same shape \(B, M, H, W, d\), got \(2, 2, 5, 6, 4\), \(2, 2, 4, 6, 4\) and"):
         neighborhood_attn(q, k[:, :, 1:], v, table, 3)
     with pytest.raises(ValueError, match="odd and positive, got 4"):
         neighborhood_attn(q, k, v, table, 4)

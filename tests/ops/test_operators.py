@@ -129,7 +129,7 @@ def test_a_library_of_other_sources_is_not_loaded(monkeypatch):
     monkeypatch.setattr(build, "fingerprint", lambda: "another")
     loaded, reason = library._load()
     assert loaded is None
-    assert "made from other sources than these" in reason
+    assert "built from other sources than the installed ones" in reason
 
 
 def test_a_missing_or_broken_library_says_so(monkeypatch, tmp_path):

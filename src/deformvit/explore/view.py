@@ -17,7 +17,7 @@ from torch import Tensor
 from deformvit.explore.look import DISPLAY, Look, to_picture
 from deformvit.inference import Predictor
 from deformvit.layers import DeformableAttention
-from deformvit.layers.attended import Attended
+from deformvit.layers.attention_weights import QueryAttention
 from deformvit.models.trace import LayerRecord
 
 Json = dict[str, Any]
@@ -84,7 +84,7 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def key_places(found: Attended, layer: LayerRecord, hw: tuple[int, int]) -> list[Any]:
+def key_places(found: QueryAttention, layer: LayerRecord, hw: tuple[int, int]) -> list[Any]:
     """The keys of the first query, for each set of :attr:`LayerRecord.key_sets`."""
     sets = layer.key_sets
     return [_rounded(layer.index_pixels(found.keys[sets.index(i), 0], hw)) for i in range(max(sets) + 1)]

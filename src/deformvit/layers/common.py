@@ -1,4 +1,4 @@
-"""Parts that several layers share, on (B, C, H, W) maps."""
+"""Parts that several layers share: checks, padding, MLP, and computation in chunks, on (B, C, H, W) maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ConvMlp = Literal["none", "plain", "residual"]
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, ...), whatever the number of axes after them."""
+    """LayerNorm over the channels of (B, C, ...), with any number of axes after them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
@@ -24,13 +24,13 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def check_choice(name: str, value: str, choices: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the literal type's."""
+    """Raise ``ValueError`` unless ``value`` is one of the values of the literal type ``choices``."""
     if value not in get_args(choices):
         raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(choices))}")
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Raise ``ValueError`` unless ``num_heads`` heads share ``dim`` channels evenly."""
+    """Raise ``ValueError`` unless ``dim`` channels can be split evenly into ``num_heads`` heads."""
     if dim < 1 or num_heads < 1 or dim % num_heads:
         raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
 
@@ -45,20 +45,22 @@ def check_map(x: Tensor, dim: int, axes: int = 2) -> None:
 
 @torch.fx.wrap
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zeros at the end of every axis after the channels, up to the next multiple: at the bottom and right of a map."""
+    """Pad every axis after the channels to the next multiple, with zeros at the end: at a map's bottom and right."""
     if all(statically_true(n % multiple == 0) for n in x.shape[2:]):
         return x
     return F.pad(x, [side for n in reversed(x.shape[2:]) for side in (0, -n % multiple)])
 
 
-PIECE = 1 << 18
-"""Activations that a thread computes at a time in inference on the CPU: they stay in its cache, and the memory for them
-is had once instead of fresh from the system for every block."""
+CHUNK_SIZE = 1 << 18
+"""Activations that a thread computes at a time in inference on the CPU. They stay in its cache, and their buffers are
+reused instead of being allocated again for every block."""
 
 
-def in_pieces(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether what ``modules`` do token by token is done piece by piece: in eager inference on the CPU, unless a hook
-    watches one of them, who wants to see it whole."""
+def can_chunk(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether ``modules``, which treat every token by itself, may be called on chunks of ``x``.
+
+    True in eager inference on the CPU, unless one of the modules has a hook, which expects the complete activations.
+    """
     if type(x) is not Tensor or x.device.type != "cpu" or torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling() or is_tracing() or is_transformed():
@@ -67,21 +69,24 @@ def in_pieces(x: Tensor, *modules: nn.Module) -> bool:
     return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
-def pieces(x: Tensor, channels: int) -> Sequence[Tensor]:
-    """``x`` (n, ..., C) split along its first axis, such that ``channels`` activations a token fit into the caches."""
+def chunks(x: Tensor, channels: int) -> Sequence[Tensor]:
+    """``x`` (n, ..., C) split along its first axis so that ``channels`` activations per token fit into the caches."""
     tokens = max(x.numel() // x.shape[-1], 1)
-    return x.split(max(PIECE * torch.get_num_threads() * len(x) // (tokens * channels), 1))
+    return x.split(max(CHUNK_SIZE * torch.get_num_threads() * len(x) // (tokens * channels), 1))
 
 
-def token_by_token(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
-    """``function`` of a (B, C, H, W) map that looks at every token on its own, called on pieces one token high.
+def apply_in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
+    """``function`` of a (B, C, H, W) map, which must treat every token by itself, computed in chunks of (1, C, 1, n).
 
-    ``x`` is overwritten where its channels lie together: its memory is at hand, new memory would have to be fetched.
+    If ``x`` is stored channels last it is overwritten, which saves allocating the result.
+
+    Args:
+        channels: the largest number of activations per token inside ``function``; decides the size of a chunk.
     """
     tokens = x.permute(0, 2, 3, 1)
     flat = tokens.flatten(0, 2)
-    for piece in pieces(flat, channels):
-        piece.copy_(function(piece[None, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[0, 0])
+    for chunk in chunks(flat, channels):
+        chunk.copy_(function(chunk[None, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[0, 0])
     return flat.reshape(tokens.shape).permute(0, 3, 1, 2)
 
 
@@ -92,7 +97,7 @@ class Mlp(nn.Module):
         dim: channels C.
         expansion: hidden channels as a multiple of ``dim``.
         conv: the depthwise convolution before the activation (the released code's ``use_dwc_mlps``): "none", "plain"
-            (v1) or "residual", added to what it reads (DAT++).
+            (v1) or "residual", its output added to its input (DAT++).
         drop: dropout after either layer.
     """
 

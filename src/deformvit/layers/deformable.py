@@ -1,9 +1,9 @@
 """Deformable multi-head attention, section 3.2 of "Vision Transformer with Deformable Attention" (arXiv 2201.00520).
 
-Steps and their equations (docs/equations.md): reference points (3) are moved by offsets that a small network reads from
-the queries (4), features are sampled there (5), and all queries attend to these shared keys (6).
+Steps and their equations (docs/equations.md): reference points (3) are moved by offsets that a small network predicts
+from the queries (4), features are sampled there (5), and all queries attend to these shared keys (6).
 
-Written for images; sequences (B, C, L) and volumes (B, C, D, H, W) are the same code with ``axes`` 1 and 3.
+The same code takes images (B, C, H, W), and with ``axes`` 1 and 3 sequences (B, C, L) and volumes (B, C, D, H, W).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _deform(offset: Tensor, groups: int, offset_range: float, bound: Bound, conv
 class DeformedPoints(nn.Module):
     """Reference points moved by the offset network (equations 3 and 4).
 
-    Per group, all groups sharing one network: depthwise k x k convolution of stride r, LayerNorm, GELU, and a 1 x 1
-    convolution to (y, x) without bias, since a bias would shift all points alike.
+    The same network for every group: depthwise k x k convolution of stride r, LayerNorm, GELU, and a 1 x 1 convolution
+    to (y, x) without bias, since a bias would shift all points by the same amount.
 
     Args:
         dim: channels C of the queries.
@@ -73,13 +73,13 @@ class DeformedPoints(nn.Module):
         stride: r, queries per key along an axis.
         kernel_size: k of the depthwise convolution, odd.
         offset_range: s, see ``bound="range"``. 0 means no offsets.
-        bound: what keeps points near the map. ``"range"``: offsets are ``s * tanh(.)`` key-grid units (the paper's);
+        bound: how positions are bounded. ``"range"``: offsets are ``s * tanh(.)`` key-grid units (the paper's);
             ``"tanh"``: tanh of the position (released code, negative range); ``"clamp"``: positions clamped to [-1, 1]
             (DAT++); ``"none"``: offsets as they are (released code of v1, range 0).
-        offsets: False leaves the reference points where they are and has no parameters (rows 1 and 2 of Table 6).
+        offsets: False returns the reference points and has no parameters (rows 1 and 2 of Table 6).
         convention: see :mod:`deformvit.ops.grid`.
-        padding: of the depthwise convolution: ``"same"`` centres an odd kernel on its key's query; ``"none"`` has
-            kernels of side r lie side by side (released DAT++ where kernel and stride are equal).
+        padding: of the depthwise convolution. ``"same"`` centres an odd kernel on its key's query; with ``"none"``
+            kernels of side r do not overlap (released DAT++ where kernel and stride are equal).
         axes: 1 for sequences, 2 for maps, 3 for volumes.
     """
 
@@ -143,9 +143,9 @@ class DeformedPoints(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Drop-in attention on (B, C, H, W) maps whose keys move to where the image matters (section 3.2).
+    """Attention on (B, C, H, W) maps whose keys and values are sampled at learned offsets (section 3.2).
 
-    ``DeformableAttention(dim=256, num_heads=8, groups=4)`` is enough in somebody else's network: any H and W. With
+    ``DeformableAttention(dim=256, num_heads=8, groups=4)`` can replace a layer of another network, at any H and W. With
     ``axes=1`` it takes sequences (B, C, L), with ``axes=3`` volumes (B, C, D, H, W).
 
     Args:
@@ -156,13 +156,13 @@ class DeformableAttention(nn.Module):
         offset_kernel: k of the offset network's depthwise convolution (the paper: 5 at stage 3, 3 at stage 4).
         offset_range: s, the largest offset in half key-grid cells (section 3.2; 2 in all published models).
         bound: how positions are bounded, see :class:`DeformedPoints`.
-        offsets: False keeps the keys at the reference points.
+        offsets: False samples keys and values at the reference points.
         position: ``"relative"``: table interpolated at the displacement of query and deformed key (the paper's);
             ``"log_cpb"``: a small network of the log-spaced displacement (Swin V2's continuous position bias; DAT++);
             ``"fixed"``: a learned bias for every pair of query and key; ``"dwconv"``: a depthwise 3 x 3 convolution of
             the queries added to the output; ``"none"``.
         table_size: (H, W) of the map for which the table is learned, ``(2H-1, 2W-1)`` per head for "relative" and
-            ``(H*W, keys)`` for "fixed"; 14 an axis by default. Other map sizes work: "relative" interpolates at
+            ``(H*W, keys)`` for "fixed"; by default 14 for every axis. Other map sizes work: "relative" interpolates at
             normalised displacements, "fixed" is resized bicubically over queries and keys (two axes only).
         convention: coordinates, see :mod:`deformvit.ops.grid`.
         sampling: ``"bilinear"`` at the points, or ``"pooled"``: keys are means of r x r cells instead (released DAT++
@@ -173,7 +173,7 @@ class DeformableAttention(nn.Module):
         proj_drop: dropout on the output.
 
     Raises:
-        ValueError: an argument that does not fit, named with its value.
+        ValueError: an argument with a wrong value; the message names both.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class DeformableAttention(nn.Module):
         if axes not in CONV:
             raise ValueError(f"axes must be 1, 2 or 3, got {axes}")
         if sampling == "pooled" and offsets:
-            raise ValueError("sampling='pooled' moves no points; it needs offsets=False")
+            raise ValueError("sampling='pooled' has no points to move; it needs offsets=False")
         if sampling == "pooled" and position in ("relative", "log_cpb"):
             raise ValueError(f"position={position!r} needs the points that sampling='pooled' does not use")
         if position == "fixed" and axes != 2:
@@ -297,7 +297,7 @@ class DeformableAttention(nn.Module):
 
 
 def resize_table(table: Tensor, layer: DeformableAttention, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """A position table of ``layer``, learned for maps of size ``old``, interpolated (maps: bicubically) to ``new``."""
+    """Interpolate a position table of ``layer``, learned for maps of size ``old``, to ``new``; bicubically on maps."""
     if layer.position == "fixed":
         return resize_fixed_bias(table, old, new, layer.stride)
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[layer.axes]

@@ -1,4 +1,4 @@
-"""Deformable DETR's attention on one map: the rival that the paper measures itself against (Table 8)."""
+"""Deformable DETR's attention (arXiv 2010.04159) on one map, which the paper compares with (Table 8)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from deformvit.ops import grid
 
 
 @torch.fx.wrap
-def _sample_and_mix(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Values (B, M, d, H, W) at every query's points, mixed: offsets (B, H, W, M, K, 2) in pixels, weights without 2.
+def _sample_and_average(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of the values at every query's points.
 
-    Returns (B, H, W, M * d).
+    Args:
+        values: (B, M, d, H, W).
+        offsets: (B, H, W, M, K, 2) in pixels from the query.
+        weights: (B, H, W, M, K).
+
+    Returns:
+        (B, H, W, M * d).
     """
     batch, heads, _, height, width = values.shape
     dtype = torch.promote_types(offsets.dtype, torch.float32)
@@ -23,15 +29,15 @@ def _sample_and_mix(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     index = grid.to_index(queries, (height, width))[:, :, None, None] + offsets.to(dtype)
     pos = grid.from_index(index, (height, width)).movedim(3, 1)  # (B, M, H, W, K, 2)
     sampled = grid.sample(values.flatten(0, 1), pos.flatten(0, 1).flatten(1, 2))  # (B M, d, H W, K)
-    mixed = (sampled * weights.movedim(3, 1).flatten(0, 1).flatten(1, 2)[:, None]).sum(-1)
-    return mixed.reshape(batch, heads, -1, height, width).flatten(1, 2).permute(0, 2, 3, 1)
+    mean = (sampled * weights.movedim(3, 1).flatten(0, 1).flatten(1, 2)[:, None]).sum(-1)
+    return mean.reshape(batch, heads, -1, height, width).flatten(1, 2).permute(0, 2, 3, 1)
 
 
 class DeformableDetrAttention(nn.Module):
-    """Every query samples values at points of its own and mixes them (Deformable DETR, equation 2, on a single map).
+    """Every query averages values sampled at its own points (Deformable DETR, equation 2, on a single map).
 
-    Offsets, in pixels from the query, and attention weights are linear in the query: there are no keys, no products of
-    queries and keys, and no points shared among queries. Memory and sampling grow with queries x points.
+    Offsets, in pixels from the query, and attention weights are linear in the query. There are no keys, and queries
+    share no points: memory and sampling grow with queries x points.
 
     Args:
         dim: channels C.
@@ -57,17 +63,17 @@ class DeformableDetrAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._start_on_rings()
+        self._init_offsets()
 
-    def _start_on_rings(self) -> None:
-        """Heads begin in directions of their own, points further and further out, weights equal (there, A.4)."""
+    def _init_offsets(self) -> None:
+        """Each head's points lie in one direction at growing distances, with equal weights (Deformable DETR, A.4)."""
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.sin(), angle.cos()], -1)  # (y, x)
         direction = direction / direction.abs().amax(-1, keepdim=True)
-        # Seven pixels at most: most of 196 points a pixel apart would begin off a map of 14 x 14, without gradient.
+        # At most seven pixels: 196 points one pixel apart would mostly lie outside a 14 x 14 map, without gradient.
         radius = torch.linspace(1, min(self.points, 7), self.points)
         with torch.no_grad():
             self.offsets.bias.copy_((direction[:, None] * radius[:, None]).flatten())
@@ -79,5 +85,5 @@ class DeformableDetrAttention(nn.Module):
         offsets = self.offsets(tokens).unflatten(-1, (self.num_heads, self.points, 2))
         weights = self.weights(tokens).unflatten(-1, (self.num_heads, self.points)).softmax(-1)
         values = self.value(tokens).permute(0, 3, 1, 2).unflatten(1, (self.num_heads, -1))
-        out = _sample_and_mix(values, offsets, self.attn_drop(weights))
+        out = _sample_and_average(values, offsets, self.attn_drop(weights))
         return self.proj_drop(self.proj(out)).permute(0, 3, 1, 2)

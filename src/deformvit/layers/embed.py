@@ -1,4 +1,4 @@
-"""How an image becomes a map, and a map a smaller one: stems and downsampling."""
+"""Stems and downsampling: from an image to a feature map, and from a map to a smaller one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deformvit.ops import grid
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution and norm; on a map that is no multiple of the stride the rest is zero-padded, never dropped.
+    """Strided convolution and norm. A map whose size is not a multiple of the stride is zero-padded, never cropped.
 
     Args:
-        kernel: side of the kernel; ``stride`` for patches side by side, an odd number for overlapping ones (Table 9).
-        dense: keep the kernel but move it by one pixel, padded at the bottom and right, so that the map keeps its size
+        kernel: side of the kernel: ``stride`` for patches side by side, an odd number for overlapping ones (Table 9).
+        dense: keep the kernel but set the stride to 1 and pad at the bottom and right, so that the map keeps its size
             (a smaller output stride for dense prediction).
     """
 
@@ -43,12 +43,12 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two strided 3 x 3 convolutions with norms, and GELU between: the stem of DAT++, stride 2 and 2."""
+    """Two strided 3 x 3 convolutions with norms and a GELU between them: the stem of DAT++, stride 2 and 2."""
 
     def __init__(self, in_chans: int, dim: int, stride: int) -> None:
         super().__init__()
         if stride % 2 or dim % 2:
-            raise ValueError(f"a stacked stem needs an even patch size and width, got {stride} and {dim}")
+            raise ValueError(f"a convolutional stem needs an even stride and dim, got stride={stride}, dim={dim}")
         self.conv = nn.Conv2d(in_chans, dim // 2, 3, stride // 2, 1)
         self.norm = LayerNorm2d(dim // 2, eps=1e-5)
         self.act = nn.GELU()
@@ -61,7 +61,7 @@ class ConvStem(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Swin's downsampling: the channels of 2 x 2 pixels side by side, a norm, a linear layer without bias."""
+    """Swin's downsampling: the channels of 2 x 2 pixels concatenated, a norm, a linear layer without bias."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class PatchMerging(nn.Module):
 def _box_points(boxes: Tensor, side: int, size: torch.Size) -> Tensor:
     """(B, 4, h, w) predictions -> (B, h, w, side, side, 2) positions on a map whose shape is ``size``.
 
-    Channels are the box's shift (y, x), as a share of its patch, and its growth (y, x). Shifts are at most a patch; a
-    box reaches one to two patches from its centre on either side.
+    Channels are the box's shift (y, x), in patches, and its growth (y, x). A shift is at most one patch; a box extends
+    one to two patches from its centre to either side.
     """
     dtype = torch.promote_types(boxes.dtype, torch.float32)
     rows, cols = boxes.shape[2:]
@@ -89,17 +89,17 @@ def _box_points(boxes: Tensor, side: int, size: torch.Size) -> Tensor:
     patch = boxes.new_tensor([size[2] / rows, size[3] / cols])
     cells = grid.to_index(grid.query_points((rows, cols), "aligned", device=boxes.device, dtype=dtype), (rows, cols))
     centre = (cells + 0.5 + boxes[..., :2].tanh()) * patch - 0.5
-    reach = (1 + boxes[..., 2:].tanh().relu()) * patch
+    extent = (1 + boxes[..., 2:].tanh().relu()) * patch
     lattice = grid.query_points((side, side), "aligned", device=boxes.device, dtype=dtype)
-    index = centre[..., None, None, :] + reach[..., None, None, :] * lattice
+    index = centre[..., None, None, :] + extent[..., None, None, :] * lattice
     return grid.from_index(index, size[2:]).clamp(-1, 1)
 
 
 class DeformablePatchEmbed(nn.Module):
-    """Patches of predicted place and size (DPT, "Deformable Patch-based Transformer", arXiv 2107.14467, section 3.2).
+    """Patches of predicted position and size ("DPT: Deformable Patch-based Transformer", arXiv 2107.14467, 3.2).
 
-    Every patch's own features predict how its box is shifted and how far it reaches; a lattice of points in the box is
-    sampled bilinearly and mixed linearly. Boxes start centred on their patch.
+    The features of a patch predict the shift and the size of its box. A lattice of points in the box is sampled
+    bilinearly, and a linear layer combines the samples. Boxes are initialised centred on their patch.
 
     Args:
         side: points of the lattice along an axis.
@@ -115,7 +115,7 @@ class DeformablePatchEmbed(nn.Module):
         self.proj = nn.Linear(in_chans * side * side, dim)
         self.norm = LayerNorm2d(dim, eps=1e-5)
         nn.init.zeros_(self.box.weight)
-        with torch.no_grad():  # reaching a quarter of a patch beyond the least, where growth has a gradient
+        with torch.no_grad():  # above the smallest size, where the growth has a gradient
             self.box.bias = nn.Parameter(torch.tensor([0.0, 0.0, 0.25, 0.25]))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ SmallMap = Literal["whole", "zeros"]
 
 @torch.fx.wrap
 def pad_to(tokens: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) with zeros at the bottom and right where it is smaller than ``size``."""
+    """Pad (B, H, W, C) with zeros at the bottom and right to at least ``size`` rows and columns."""
     height, width = tokens.shape[1:3]
     if height >= size and width >= size:
         return tokens
@@ -38,8 +38,8 @@ class NeighborhoodAttention(nn.Module):
         dim: channels C.
         num_heads: heads M; divides ``dim``.
         kernel_size: side k of the neighbourhood, odd.
-        small_map: on a map smaller than the neighbourhood, ``"whole"`` attends to all of it; ``"zeros"`` pads it with
-            zeros that take part as keys, as the released DAT++ does.
+        small_map: on a map smaller than the neighbourhood, with ``"whole"`` every pixel attends to the whole map; with
+            ``"zeros"`` the map is padded with zeros, which are keys too, as in the released DAT++.
         attn_drop: dropout on attention weights.
         proj_drop: dropout on the output.
     """
@@ -56,7 +56,7 @@ class NeighborhoodAttention(nn.Module):
         super().__init__()
         common.check_heads(dim, num_heads)
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"neighbourhoods must have an odd, positive side, got {kernel_size}")
+            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
         common.check_choice("small_map", small_map, SmallMap)
         self.dim = dim
         self.num_heads = num_heads

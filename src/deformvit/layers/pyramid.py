@@ -15,8 +15,8 @@ class ReductionAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: heads M; divides ``dim``.
-        reduction: side of the non-overlapping reduction convolution; 1 for none. A map that is no multiple of it is
-            padded with zeros at the bottom and right before the convolution, so that every pixel is seen.
+        reduction: side of the non-overlapping reduction convolution; 1 for none. A map whose size is not a multiple of
+            it is padded with zeros at the bottom and right before the convolution, so that no pixel is left out.
         attn_drop: dropout on attention weights.
         proj_drop: dropout on the output.
     """

@@ -17,8 +17,8 @@ from deformvit.ops.sdpa import sdpa
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a relative position bias (section 3.3; Swin Transformer).
 
-    Maps that are no multiple of the window are padded at the bottom and right; padding is masked out of attention. A
-    map that fits into one unshifted window is attended to whole, without padding.
+    Maps whose size is not a multiple of the window are padded at the bottom and right, and the padding is masked. On a
+    map that fits into one unshifted window, every query attends to all of the map, without padding.
 
     Args:
         dim: channels C.
@@ -62,9 +62,9 @@ class WindowAttention(nn.Module):
         tokens = x.permute(0, 2, 3, 1)
         size, shift = window.fit(tokens, self.window_size, self.shift_size, self.swin)
         if not self.training and window.can_attend(x, self.bias_table, self.window_size):
-            if not common.in_pieces(x, self.qkv, self.proj):
+            if not common.can_chunk(x, self.qkv, self.proj):
                 return self._inference(tokens, size, shift)
-            return torch.cat([self._inference(piece, size, shift) for piece in common.pieces(tokens, 3 * self.dim)])
+            return torch.cat([self._inference(chunk, size, shift) for chunk in common.chunks(tokens, 3 * self.dim)])
         qkv = self.qkv(window.partition(tokens, size, shift))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         bias = window.bias_and_mask(self.bias_table, self.window_size, tokens, size, shift, q.dtype)
@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         return self.proj(out.flatten(3)).permute(0, 3, 1, 2)
 
     def set_window_size(self, window_size: int) -> None:
-        """Change the window, keeping the shift's share of it; the bias table is interpolated bicubically."""
+        """Change the window; a shift becomes half of it, and the bias table is interpolated bicubically."""
         if window_size < 1:
             raise ValueError(f"window_size must be at least 1, got {window_size}")
         if self.shift_size:
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
 
 
 def resize_window_table(table: Tensor, side: int) -> Tensor:
-    """A bias table of (old side^2, M) displacements interpolated bicubically to (side^2, M)."""
+    """Interpolate a bias table of (old side^2, M) displacements bicubically to (side^2, M)."""
     old = math.isqrt(table.shape[0])
     if old == side:
         return table

@@ -19,7 +19,7 @@ from deformvit.layers import (
     ReductionAttention,
     WindowAttention,
 )
-from deformvit.layers.common import ConvMlp, check_choice, in_pieces, token_by_token
+from deformvit.layers.common import ConvMlp, apply_in_chunks, can_chunk, check_choice
 from deformvit.layers.deformable import Bound, OffsetPadding, Position, Sampling
 from deformvit.layers.neighborhood import SmallMap
 from deformvit.ops.grid import Convention
@@ -157,8 +157,8 @@ class Block(nn.Module):
         if self.local_perception is not None:
             x = x + self.local_perception(x)
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
-        if self.mlp.conv is None and in_pieces(x, self.norm2, self.mlp, self.scale2, self.drop_path):
-            return token_by_token(self._mlp, x, self.mlp.fc1.out_features)
+        if self.mlp.conv is None and can_chunk(x, self.norm2, self.mlp, self.scale2, self.drop_path):
+            return apply_in_chunks(self._mlp, x, self.mlp.fc1.out_features)
         return self._mlp(x)
 
     def _mlp(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deformvit.layers import DeformableAttention, DeformedPoints
-from deformvit.layers.attended import LAYERS, Attended, attended, kind
+from deformvit.layers.attention_weights import LAYERS, QueryAttention, attention_weights, layer_kind
 from deformvit.models.network import DAT
 from deformvit.ops import grid
 
@@ -37,7 +37,7 @@ class LayerRecord:
     @property
     def kind(self) -> str:
         """Name of the block, as in a model's ``blocks``: "deformable", "window", "shifted", "neighborhood", ..."""
-        return kind(self.layer)
+        return layer_kind(self.layer)
 
     @property
     def label(self) -> str:
@@ -90,7 +90,7 @@ class LayerRecord:
         row, column = (min(max(round(float(v)), 0), n - 1) for v, n in zip(index, (height, width), strict=True))
         return row * width + column
 
-    def attend(self, queries: Tensor | list[int], image: int = 0) -> Attended:
+    def attend(self, queries: Tensor | list[int], image: int = 0) -> QueryAttention:
         """Keys and attention weights of chosen queries, computed from ``x``.
 
         Args:
@@ -101,7 +101,7 @@ class LayerRecord:
         x = self.x[image : image + 1]
         deformed = None if self.deformed is None else self.deformed[image : image + 1]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return attended(self.layer, x, chosen, deformed)
+            return attention_weights(self.layer, x, chosen, deformed)
 
     def _cell_size(self, like: Tensor, image_hw: tuple[int, int]) -> Tensor:
         return like.new_tensor([side / n for side, n in zip(image_hw, self.feature_hw, strict=True)])
@@ -112,7 +112,7 @@ class Trace:
     """The attention layers that :func:`record` recorded, in the order of the forward pass."""
 
     layers: list[LayerRecord] = field(default_factory=list)
-    """Of all kinds that :mod:`deformvit.layers.attended` supports."""
+    """Of all kinds that :mod:`deformvit.layers.attention_weights` supports."""
 
     @property
     def deformable(self) -> list[LayerRecord]:

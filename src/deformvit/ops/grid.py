@@ -1,7 +1,7 @@
-"""Where reference points, queries and deformed points lie: the only module that knows coordinates.
+"""Coordinates of reference points, queries and deformed points. No other module converts between conventions.
 
 Positions are (y, x), normalised so that the map spans [-1, 1] on either axis whatever its size; (x,) on sequences and
-(z, y, x) in volumes, always in the order of the tensor's axes. They are reversed once, inside :func:`sample`, because
+(z, y, x) in volumes, always in the order of the tensor's axes. They are reversed only inside :func:`sample`, because
 ``torch.nn.functional.grid_sample`` reads (x, y).
 
 Three conventions place point ``i`` of ``n``. Sampling is always ``align_corners=True`` (-1 and 1 are the centres of the
@@ -110,8 +110,7 @@ def key_cell(
 
 
 def query_axis(n: int, convention: Convention = "v1") -> tuple[float, float]:
-    """Where the queries of an axis start, and how far each lies from the one before: :func:`query_points` in two
-    numbers."""
+    """Position of the first query of an axis, and distance between neighbours: :func:`query_points` as two numbers."""
     check_convention(convention)
     span = n if convention == "v1" else n - 1
     if span == 0:
@@ -136,8 +135,9 @@ def sample(x: Tensor, pos: Tensor) -> Tensor:
 
 
 def sample_displaced(x: Tensor, queries: Tensor, pos: Tensor) -> Tensor:
-    """:func:`sample` at half the difference of every query and every position, which is written once instead of three
-    times over.
+    """:func:`sample` at half the difference of every query and every position.
+
+    The difference, the largest tensor here, is materialised once; passed to :func:`sample` it would be three times.
 
     Args:
         x: ``(B, C, *size)`` maps.
@@ -152,9 +152,9 @@ def sample_displaced(x: Tensor, queries: Tensor, pos: Tensor) -> Tensor:
 
 
 def _sample(x: Tensor, reverse: Tensor) -> Tensor:
-    """At positions whose axes are reversed."""
+    """:func:`sample` at positions whose axes are reversed, (x, y) for n = 2."""
     axes, out_size = reverse.shape[-1], reverse.shape[1:-1]
-    if axes == 1:  # grid_sample knows images and volumes: a sequence is an image of one row
+    if axes == 1:  # grid_sample takes images and volumes; a sequence is an image of one row
         x = x.unsqueeze(2)
         reverse = F.pad(reverse, (0, 1))
     images = max(axes, 2)
@@ -166,7 +166,7 @@ def _sample(x: Tensor, reverse: Tensor) -> Tensor:
 
 
 def to_index(pos: Tensor, size: Sequence[int]) -> Tensor:
-    """Positions as fractional (row, column) of a map of that size, (0, 0) being the centre of its first pixel."""
+    """Positions as fractional (row, column) of a map of that size; (0, 0) is the centre of its first pixel."""
     return (pos + 1) / 2 * (torch.tensor(size, device=pos.device, dtype=pos.dtype) - 1)
 
 
@@ -182,11 +182,11 @@ def from_index(index: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def splat(mass: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
-    """The adjoint of :func:`sample`: what lies at points, spread over the four pixels that sampling reads there.
+    """The adjoint of :func:`sample`: the mass of every point is spread over the four pixels that sampling reads there.
 
     Args:
-        mass: (N,) how much lies at every point.
-        index: (N, 2) fractional (row, column), as :func:`to_index` gives. What falls off the map is lost.
+        mass: (N,) mass of every point.
+        index: (N, 2) fractional (row, column), as :func:`to_index` gives. Mass outside the map is dropped.
         size: (H, W) of the map.
 
     Returns:

@@ -2,8 +2,8 @@
 
 Near the border the window is shifted inwards, so that every query has as many keys: on an axis of length L, query i
 sees key clamp(i - k // 2, 0, L - k) and the k - 1 after it. Computed in tiles: the windows of a tile's queries overlap,
-so one dense attention of the tile to the union of its windows, masked, does what would be a gather of k x k keys for
-every query. Runs on any device, with the relative position bias that NATTEN's kernels no longer have.
+so one dense, masked attention of the tile to the union of its windows replaces a gather of k x k keys for every query.
+Runs on any device, with the relative position bias that NATTEN's kernels no longer have.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def neighborhood_attn(
     """Attention of every query to its kernel_size x kernel_size neighbourhood. Differentiable in q, k, v and table.
 
     Args:
-        q, k, v: (B, M, H, W, d). On an axis shorter than the kernel all keys are seen.
+        q, k, v: (B, M, H, W, d). On an axis shorter than the kernel every query sees all keys.
         table: (M, 2 k - 1, 2 k - 1) position bias of each head, read at key - query + k - 1; or None.
         kernel_size: side k of the neighbourhood, odd.
         scale: factor of q k^T; 1 / sqrt(d) by default.
@@ -67,11 +67,12 @@ def neighborhood_attn(
         (B, M, H, W, d).
 
     Raises:
-        ValueError: shapes that do not belong together, named with what was expected.
+        ValueError: shapes that do not fit together, an even kernel or a tile that is not positive.
     """
     if q.ndim != 5 or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
-            f"q, k and v must be (B, M, H, W, d) alike, got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+            f"q, k and v must have the same shape (B, M, H, W, d), got {tuple(q.shape)}, {tuple(k.shape)} and "
+            f"{tuple(v.shape)}"
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
@@ -84,11 +85,11 @@ def neighborhood_attn(
         _check_tile(tile)
     # Branches, not min(): under torch.compile they leave plain numbers instead of expressions of the image's size.
     tile_h, tile_w = (n if n <= (tile or 2 * TILE) else tile or TILE for n in (height, width))
-    keys_y, rel_y, seen_y = _tiles(height, tile_h, kernel_size, q.device)
-    keys_x, rel_x, seen_x = _tiles(width, tile_w, kernel_size, q.device)
+    keys_y, rel_y, visible_y = _tiles(height, tile_h, kernel_size, q.device)
+    keys_x, rel_x, visible_x = _tiles(width, tile_w, kernel_size, q.device)
     rows, cols = keys_y.shape[0], keys_x.shape[0]
 
-    padded = F.pad(q, (0, 0, 0, cols * tile_w - width, 0, rows * tile_h - height))  # rows computed and thrown away
+    padded = F.pad(q, (0, 0, 0, cols * tile_w - width, 0, rows * tile_h - height))  # discarded below
     queries = padded.reshape(batch, heads, rows, tile_h, cols, tile_w, dim).permute(0, 2, 4, 1, 3, 5, 6)
 
     def gather(x: Tensor) -> Tensor:  # (B, M, H, W, d) -> (B, rows, cols, M, U_h, U_w, d)
@@ -96,13 +97,14 @@ def neighborhood_attn(
         return x.reshape(batch, heads, rows, -1, cols, keys_x.shape[1], dim).permute(0, 2, 4, 1, 3, 5, 6)
 
     # (rows, cols, T_h, T_w, U_h, U_w): which union keys a query sees, and where in the table their bias is.
-    seen = seen_y[:, None, :, None, :, None] & seen_x[None, :, None, :, None, :]
-    mask = seen.flatten(4).flatten(2, 3).flatten(0, 1)[:, None]  # (tiles, 1, T, U)
+    visible = visible_y[:, None, :, None, :, None] & visible_x[None, :, None, :, None, :]
+    mask = visible.flatten(4).flatten(2, 3).flatten(0, 1)[:, None]  # (tiles, 1, T, U)
     if table is not None:
         index = rel_y[:, None, :, None, :, None] * side + rel_x[None, :, None, :, None, :]
         bias = table.flatten(1)[:, index.flatten()].reshape(heads, *mask[:, 0].shape).transpose(0, 1)
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))
-    mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)[None]  # tiles and heads together: SDPA's fast paths want 4 axes
+    # Tiles and heads become one axis, as SDPA's fast paths need four axes.
+    mask = mask.expand(-1, heads, -1, -1).flatten(0, 1)[None]
     out = sdpa(
         queries.flatten(4, 5).flatten(1, 3),
         gather(k).flatten(4, 5).flatten(1, 3),
@@ -122,6 +124,6 @@ def _tiles(length: int, tile: int, kernel: int, device: torch.device) -> tuple[T
     keys = (first - kernel // 2).clamp(0, length - union)[:, None] + torch.arange(union, device=device)
     query = (first[:, None] + torch.arange(tile, device=device)).clamp(max=length - 1)
     start = (query - kernel // 2).clamp(0, length - window)[..., None]
-    seen = (keys[:, None] >= start) & (keys[:, None] < start + window)
+    visible = (keys[:, None] >= start) & (keys[:, None] < start + window)
     relative = (keys[:, None] - query[..., None] + kernel - 1).clamp(0, 2 * kernel - 2)
-    return keys, relative, seen
+    return keys, relative, visible

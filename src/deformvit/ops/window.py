@@ -1,4 +1,4 @@
-"""Windows of a map: partition, mask and bias (Swin Transformer, arXiv 2103.14030); and attention in them, compiled."""
+"""Windows of a map (Swin Transformer, arXiv 2103.14030): partition, bias and mask, and a kernel for inference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _CONSTANTS = ConstantCache(capacity=64)  # those of a large model at a few sizes
 def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (B * windows, h * w, C), windows row by row of the map rolled up and left by ``shift``.
 
-    A map that is no multiple of the window is padded at the bottom and right; :func:`bias_and_mask` masks that out.
+    A map whose size is not a multiple of the window is padded at the bottom and right; :func:`bias_and_mask` masks the
+    padding.
     """
     batch, height, width, channels = x.shape
     (win_h, win_w), (rows, cols) = window, _counts(x, window)
@@ -37,7 +38,7 @@ def partition(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Ten
 
 @torch.fx.wrap
 def merge(windows: Tensor, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`partition`, for the map ``x`` that was partitioned."""
+    """The inverse of :func:`partition`; ``x`` is the map that was partitioned."""
     height, width = x.shape[1:3]
     (win_h, win_w), (rows, cols) = window, _counts(x, window)
     out = windows.reshape(-1, rows, cols, win_h, win_w, windows.shape[-1]).transpose(2, 3)
@@ -55,8 +56,9 @@ def _counts(x: Tensor, window: tuple[int, int]) -> tuple[int, int]:
 def fit(x: Tensor, size: int, shift: int, swin: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """Window and shift along both axes of the map (B, H, W, C).
 
-    An unshifted window larger than the map is cut to the map, which needs no padding. ``swin``: so is a shifted one,
-    which is then not shifted, as in Swin Transformer; otherwise it stays, as in the released DAT.
+    Along an axis where the map is not larger than the window, an unshifted window is cut to the map, so that nothing is
+    padded. A shifted one is cut too and not shifted with ``swin``, as in Swin Transformer; without, it keeps size and
+    shift, as in the released DAT.
     """
     # Branches, not min(): under torch.compile they leave plain numbers instead of expressions of the image's size.
     tall, wide = x.shape[1] > size, x.shape[2] > size
@@ -69,7 +71,7 @@ def fit(x: Tensor, size: int, shift: int, swin: bool) -> tuple[tuple[int, int], 
 def bias_and_mask(
     table: Tensor, size: int, x: Tensor, window: tuple[int, int], shift: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    """Position bias of the windows of :func:`partition`, minus infinity where a query must not attend.
+    """Position bias of the windows of :func:`partition`; minus infinity where a query must not attend to a key.
 
     Args:
         table: ((2 size - 1)^2, M) bias of each displacement in a window of side ``size``.
@@ -87,7 +89,7 @@ def bias_and_mask(
 
 
 def _index(size: int, win_h: int, win_w: int, device: torch.device) -> Tensor:
-    """(L, L) rows of the table that hold the bias of every query and key."""
+    """(L, L) row of the table that holds the bias of each query and key."""
     y, x = (
         torch.arange(win_h, device=device).repeat_interleave(win_w),
         torch.arange(win_w, device=device).repeat(win_h),
@@ -96,39 +98,40 @@ def _index(size: int, win_h: int, win_w: int, device: torch.device) -> Tensor:
 
 
 def _mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
-    """(windows, L, L) True where query may attend to key: same side of the shift's seam, and no padding."""
+    """(windows, L, L) True where the query may attend to the key: on the same side of the map's border, which the
+    shift rolled into the window, and not padding. None where every query may attend to every key."""
     hw = x.shape[1], x.shape[2]
     if not any(shift) and statically_true(hw[0] % window[0] == 0) and statically_true(hw[1] % window[1] == 0):
         return None
-    return _CONSTANTS.get(_allowed, *hw, *window, *shift, x.device)
+    return _CONSTANTS.get(_may_attend, *hw, *window, *shift, x.device)
 
 
-def _allowed(
+def _may_attend(
     height: int, width: int, win_h: int, win_w: int, shift_y: int, shift_x: int, device: torch.device
 ) -> Tensor:
     def regions(n: int, w: int, s: int) -> tuple[Tensor, Tensor]:
         total = -(-n // w) * w
         index = torch.arange(total, device=device)
-        source = (index + s) % total  # the pixel that stands here after the roll
+        source = (index + s) % total  # the pixel that the roll moved here
         return (index >= total - s).long().reshape(-1, w), (source < n).reshape(-1, w)
 
-    (seam_y, real_y), (seam_x, real_x) = regions(height, win_h, shift_y), regions(width, win_w, shift_x)
+    (rolled_y, on_map_y), (rolled_x, on_map_x) = regions(height, win_h, shift_y), regions(width, win_w, shift_x)
 
     def windows(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # (rows, h), (cols, w) -> (rows * cols, h * w)
         shape = y.shape[0], x.shape[0], y.shape[1], x.shape[1]
         y_all, x_all = y[:, None, :, None].expand(shape), x[None, :, None, :].expand(shape)
         return y_all.reshape(-1, shape[2] * shape[3]), x_all.reshape(-1, shape[2] * shape[3])
 
-    sy, sx = windows(seam_y, seam_x)
-    ry, rx = windows(real_y, real_x)
+    sy, sx = windows(rolled_y, rolled_x)
+    ry, rx = windows(on_map_y, on_map_x)
     region = torch.where(ry & rx, 2 * sy + sx, -1)  # padding is its own region, so no row is empty
     return region[:, :, None] == region[:, None, :]
 
 
 def can_attend(x: Tensor, table: Tensor, window_size: int) -> bool:
-    """Whether :func:`attend` can be used for the map ``x``: inference on the CPU, where the kernels are compiled."""
+    """Whether :func:`attend` can compute the map ``x``: in inference on the CPU, if the kernels are compiled."""
     return (
-        type(x) is Tensor  # no proxy of torch.fx, no fake tensor
+        type(x) is Tensor  # not a proxy of torch.fx nor a fake tensor
         and x.device.type == "cpu"
         and library.MISSING is None
         and x.dtype in (torch.float32, torch.bfloat16)
@@ -144,8 +147,9 @@ def can_attend(x: Tensor, table: Tensor, window_size: int) -> bool:
 
 @torch.library.custom_op("deformvit::window_attn_cpu", mutates_args=(), device_types="cpu")
 def attend(qkv: Tensor, table: Tensor, size: int, window: Sequence[int], shift: Sequence[int]) -> Tensor:
-    """Attention in windows where they stand on the map: nothing is rolled, padded, cut, masked or put back. Forward
-    alone; :func:`partition`, :func:`bias_and_mask` and PyTorch's attention are the same with gradients.
+    """Attention in windows, read from the map and written to it without rolling, padding, partitioning or masking.
+
+    Forward only. :func:`partition`, :func:`bias_and_mask` and PyTorch's attention compute the same with gradients.
 
     Args:
         qkv: (B, H, W, 3, M, d), contiguous.

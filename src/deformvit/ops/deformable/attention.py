@@ -55,7 +55,7 @@ def deform_attn(
         (B, M, H*W, d).
 
     Raises:
-        ValueError: shapes that do not belong together, tensors on several devices, positions that are not finite (on
+        ValueError: shapes that do not fit together, tensors on several devices, positions that are not finite (on
             the CPU), an unknown implementation, or one that cannot run here. The message says what was expected.
     """
     if impl is None:

@@ -1,4 +1,4 @@
-"""The position bias of equation 6 at the displacements of given queries; what all plain implementations share."""
+"""The position bias of equation 6: parts that the implementations share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def query_tokens(query_hw: Sequence[int], convention: grid.Convention, like: Ten
 
 
 def displacement(pos: Tensor, queries: Tensor) -> Tensor:
-    """R of equation 6: how far every query lies from every deformed key; [-1, 1] while both are on the map.
+    """R of equation 6, from every deformed key to every query; within [-1, 1] where both are on the map.
 
     Args:
         pos: (B, G, N, n) deformed points.
@@ -28,7 +28,7 @@ def displacement(pos: Tensor, queries: Tensor) -> Tensor:
     Returns:
         (B * G, Q, N, n).
     """
-    # Positions span [-1, 1], their differences twice that.
+    # Positions span [-1, 1], their differences [-2, 2].
     return (queries[None, :, None] - pos.flatten(0, 1)[:, None]) / 2
 
 
@@ -49,22 +49,27 @@ def position_bias(pos: Tensor, table: Tensor, queries: Tensor) -> Tensor:
 
 
 class Cells(NamedTuple):
-    """Where the position bias is read, for kernels that never write the displacements down: query (i, j) reads the
-    table at row ``first[..., 0] + i * step[0]`` and column ``first[..., 1] + j * step[1]``, linearly, zero outside."""
+    """Where kernels, which never materialise displacements, read the position bias.
+
+    Query (i, j) reads the table bilinearly at row ``first[..., 0] + i * step[0]`` and column
+    ``first[..., 1] + j * step[1]``; outside the table the bias is zero.
+    """
 
     table: Tensor
     """(M, T_h, T_w)."""
     first: Tensor
-    """(B, G, N, 2) fractional (row, column) that the map's first query reads, of every key."""
+    """(B, G, N, 2) fractional (row, column) that the map's first query reads for every key."""
     step: tuple[float, float]
-    """How far the row and the column move from one query to the next."""
+    """Difference in row and in column from one query to the next."""
     query_hw: tuple[int, int]
     """The queries' map; a sequence is a map of one row."""
 
 
 def table_cells(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Cells:
-    """The displacement of equation 6 in cells of the table. It is affine in the query's row and column, so that a
-    number for every key and one for every axis say it all. Differentiable in ``pos`` and ``table``.
+    """The displacement of equation 6 in cells of the table. Differentiable in ``pos`` and ``table``.
+
+    The displacement is affine in the query's row and column: one place for every key and one step for every axis
+    describe it.
 
     Args:
         pos: (B, G, N, n) deformed points, n = 1 or 2.
@@ -74,8 +79,9 @@ def table_cells(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention:
     axes = [grid.query_axis(n, convention) for n in query_hw]
     size = table.shape[1:]
     first = pos.new_tensor([start for start, _ in axes])
-    first = grid.to_index((first - pos) / 2, size)  # as in displacement
-    step = [interval / 4 * (n - 1) for (_, interval), n in zip(axes, size, strict=True)]  # halved there and in to_index
+    first = grid.to_index((first - pos) / 2, size)
+    # The interval is halved twice, for the displacement and in to_index.
+    step = [interval / 4 * (n - 1) for (_, interval), n in zip(axes, size, strict=True)]
     if len(axes) == 1:
         return Cells(table[:, None], F.pad(first, (1, 0)), (0.0, step[0]), (1, query_hw[0]))
     return Cells(table, first, (step[0], step[1]), (query_hw[0], query_hw[1]))
@@ -85,8 +91,7 @@ def table_cells(pos: Tensor, table: Tensor, query_hw: Sequence[int], convention:
 def log_displacement(pos: Tensor, query_hw: Sequence[int], convention: grid.Convention) -> Tensor:
     """The log-spaced displacement that DAT++'s continuous position bias reads (after Swin Transformer V2, section 3.3).
 
-    ``sign(r) log2(|r| + 1) / log2(8)`` of r = 8 R, which runs to 8 where one point is on the map's
-    far side of the other.
+    ``sign(r) log2(|r| + 1) / log2(8)`` of r = 8 R; ``|r|`` is 8 between opposite borders of the map.
 
     Returns:
         (B * G, queries, N, n).

@@ -1,4 +1,4 @@
-"""What must hold before any implementation of deformable attention starts."""
+"""Checks of the arguments of deformable attention, the same for every implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deformvit.ops.tracing import is_tracing, is_transformed
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | None, query_hw: Sequence[int]) -> None:
-    """Raise ``ValueError`` for tensors that do not belong together, or have nothing in them."""
+    """Raise ``ValueError`` for tensors whose shapes do not fit together, and for empty ones."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be (B, M, tokens, d), got {tuple(x.shape)}")
@@ -27,7 +27,7 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | N
         )
     if heads == 0 or queries == 0 or keys == 0 or dim == 0 or v.shape[3] == 0:
         raise ValueError(
-            f"there must be heads, queries, keys and channels; got q {tuple(q.shape)}, k {tuple(k.shape)} and "
+            f"heads, queries, keys and channels must be at least 1; got q {tuple(q.shape)}, k {tuple(k.shape)} and "
             f"v {tuple(v.shape)}"
         )
     if pos.ndim != 4 or pos.shape[0] != batch or pos.shape[2:] != (keys, axes):
@@ -52,8 +52,8 @@ def check_devices(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor | 
 def check_finite(pos: Tensor) -> None:
     """Raise ``ValueError`` for positions that are not finite.
 
-    On the CPU alone: elsewhere the answer would keep the host waiting for the device at every layer. There, kernels
-    read inside the table whatever a position is, and the output is not a number where the bias is none.
+    On the CPU only: on other devices every layer would wait for the device. There, kernels never read outside the
+    table, and the output is NaN where a position is.
     """
     plain = type(pos) is Tensor or type(pos) is nn.Parameter  # no fake, functional or traced tensor
     if pos.device.type != "cpu" or not plain or torch.compiler.is_compiling() or is_tracing() or is_transformed():

@@ -1,4 +1,4 @@
-"""Deformable attention as the paper writes it: the oracle that every faster implementation is compared with."""
+"""Deformable attention as the paper writes it; tests compare every other implementation with this one."""
 
 from __future__ import annotations
 

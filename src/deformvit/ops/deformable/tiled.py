@@ -1,7 +1,7 @@
 """Deformable attention in linear memory, in plain PyTorch on any device: queries in tiles, recomputed in backward.
 
-A tile of queries meets all keys at once: its bias is read from the table, its attention is one call of PyTorch's. As
-many queries make a tile as keep its attention matrix within a budget, so memory does not grow with queries x keys.
+The queries of a tile attend to all keys: their bias is read from the table, their attention is one call of PyTorch's.
+The size of a tile's attention matrix is limited, so memory does not grow with queries x keys.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def deform_attn(
 
 
 class _Tiled(torch.autograd.Function):
-    """All tiles; what is kept for backward are the inputs alone. Results go into memory allocated beforehand: kept
-    between the tiles' large temporary blocks, they would fragment the heap until it grows like queries x keys."""
+    """Attention tile by tile, keeping only the inputs for backward.
+
+    Results are written into tensors allocated before the loop: allocated between the large temporary tensors of the
+    tiles, they would fragment the heap until it grows like queries x keys.
+    """
 
     @staticmethod
     def forward(
@@ -78,28 +81,28 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, queries = ctx.saved_tensors
         needed = ctx.needs_input_grad[:5]
-        # Sums over tiles in at least float32; the queries' gradients are the tiles' own.
+        # Sums over tiles in at least float32. The gradient of a query comes from its tile alone and is not summed.
         sums = [
             torch.zeros_like(t, dtype=t.dtype if i == 0 else torch.promote_types(t.dtype, torch.float32))
             if needed[i]
             else None
             for i, t in enumerate(tensors)
         ]
-        with _random_state_again(gradient.device, ctx.random), torch.autocast(gradient.device.type, **ctx.autocast):
+        with _restored_random_state(gradient.device, ctx.random), torch.autocast(gradient.device.type, **ctx.autocast):
             for start in range(0, gradient.shape[2], ctx.step):
                 tile = slice(start, start + ctx.step)
-                given = [tensors[0][:, :, tile], *tensors[1:]]
-                given = [t.detach().requires_grad_(need) for t, need in zip(given, needed, strict=True)]
+                inputs = [tensors[0][:, :, tile], *tensors[1:]]
+                inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)]
                 with torch.enable_grad():
-                    q, k, v, pos, table = given
+                    q, k, v, pos, table = inputs
                     out = _tile(q, k, v, pos, table, queries[tile], ctx.scale, ctx.dropout_p)
-                wanted = [t for t, need in zip(given, needed, strict=True) if need]
-                found = iter(torch.autograd.grad(out, wanted, gradient[:, :, tile]))
+                differentiated = [t for t, need in zip(inputs, needed, strict=True) if need]
+                gradients = iter(torch.autograd.grad(out, differentiated, gradient[:, :, tile]))
                 for i, total in enumerate(sums):
                     if total is not None and i == 0:
-                        total[:, :, tile] = next(found)
+                        total[:, :, tile] = next(gradients)
                     elif total is not None:
-                        total += next(found)
+                        total += next(gradients)
         result = [None if total is None else total.to(t.dtype) for total, t in zip(sums, tensors, strict=True)]
         return *result, None, None, None, None
 
@@ -109,8 +112,8 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _random_state_again(device: torch.device, state: Tensor | None) -> Iterator[None]:
-    """Draw as forward drew, and leave the generators as they were."""
+def _restored_random_state(device: torch.device, state: Tensor | None) -> Iterator[None]:
+    """Inside, the generators are in the given state; afterwards in the one they had before."""
     if state is None:
         yield
         return

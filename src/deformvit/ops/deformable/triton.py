@@ -2,12 +2,12 @@
 """Deformable attention in linear memory on a GPU: fused kernels in Triton, which is an optional dependency.
 
 Forward keeps a running softmax over blocks of keys and saves its log-sum-exp; backward recomputes the attention weights
-from it. The bias is never written down: query (i, j) reads the table at ``first + (i, j) * step``, with one ``first``
+from it. The bias is never materialised: query (i, j) reads the table at ``first + (i, j) * step``, with one ``first``
 for every key (:func:`deformvit.ops.deformable.bias.table_cells`), through which autograd reaches the positions.
 
-Both passes are operators of PyTorch, ``deformvit::deform_attn_triton`` and ``..._backward``, so that torch.compile and
-torch.export take them whole. The table's gradient is summed by atomic additions, in an order that differs from run to
-run, unless ``torch.use_deterministic_algorithms`` is on: then it is summed in integers, whose order does not matter.
+Both passes are operators of PyTorch, ``deformvit::deform_attn_triton`` and ``..._backward``, which torch.compile and
+torch.export keep as they are. The table's gradient is summed by atomic additions, in an order that differs from run to
+run. With ``torch.use_deterministic_algorithms`` it is summed in integers, whose order does not matter.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Pass = Literal["forward", "backward_queries", "backward_keys"]
 
 
 class Launch(NamedTuple):
-    """How a kernel is cut into programs."""
+    """Launch parameters of a kernel."""
 
     block_q: int
     """Queries in a block."""
@@ -50,7 +50,7 @@ class Launch(NamedTuple):
     """Keys in a block."""
     num_warps: int
     num_stages: int
-    """Blocks in flight from global memory."""
+    """Depth of the software pipeline that loads blocks from global memory."""
 
 
 def launch(kernel: Pass, head_dim: int, dtype: torch.dtype) -> Launch:
@@ -110,7 +110,7 @@ def deform_attn(
     """Equation 6; shapes as in the public function. First derivatives only.
 
     Raises:
-        ValueError: what :func:`can_run` answers, unless None.
+        ValueError: the reason that :func:`can_run` gives.
     """
     reason = can_run(q, k, v, pos, table, query_hw, dropout_p)
     if reason is not None:
@@ -118,13 +118,13 @@ def deform_attn(
     q, k, v = (t.to(_dtype(t)) for t in (q, k, v))
     if table is None:
         return _attend(q, k, v, None, None, 0.0, 0.0, 1, scale)[0]
-    # Eight or eleven bits cannot hold a position.
+    # Positions need float32: bfloat16 and float16 have 8 and 11 significant bits.
     cells = table_cells(pos.float(), table.float(), query_hw, convention)
     return _attend(q, k, v, cells.first, cells.table, *cells.step, cells.query_hw[1], scale)[0]
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """What autocast makes of a tensor; it leaves float64 alone."""
+    """The dtype that a tensor has under autocast, which leaves float64 as it is."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype in DTYPES:
         return torch.get_autocast_dtype(device)
@@ -132,7 +132,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 class _Problem:
-    """What the kernels of either pass are given: features with contiguous rows, the padded table, and all sizes."""
+    """Arguments that the kernels of both passes share: features with contiguous rows, the padded table, all sizes."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, table: Tensor | None,
@@ -143,7 +143,7 @@ class _Problem:
         self.dtype = q.dtype
         self.features = [_contiguous_rows(t) for t in (q, k, v)]
         groups, size = 1, [1, 1]
-        # Kernels without a bias read neither; any pointer will do.
+        # Kernels without a bias read neither, but need a pointer.
         self.first, self.table = q, q
         if first is not None and table is not None:
             groups, size = first.shape[1], list(table.shape[1:])
@@ -206,9 +206,9 @@ def run_backward(
         Gradients of q, k, v, first and table, without elements where not needed.
     """
     needed = [need and t is not None for t, need in zip((q, k, v, first, table), needed, strict=True)]
-    results = _gradients(q, k, v, first, table, needed=needed)
+    results = _empty_gradients(q, k, v, first, table, needed=needed)
     if out.numel() == 0 or k.shape[2] == 0:
-        return _five([t.zero_() for t in results])
+        return _as_tuple([t.zero_() for t in results])
     problem = _Problem(q, k, v, first, table, step_row, step_col, width, scale)
     grad = _contiguous_rows(grad)
     delta = (grad.float() * out).sum(-1).contiguous()
@@ -233,12 +233,13 @@ def run_backward(
             inner = slice(kernels.PAD.value, -kernels.PAD.value)
             dtable = dtable[:, inner, inner]
             results[4] = (dtable / quanta.double()).float() if fixed_point else dtable.contiguous()
-    return _five(results)
+    return _as_tuple(results)
 
 
 def _quanta(grad: Tensor, v: Tensor, delta: Tensor) -> Tensor:
-    """Integers to the unit in which the table's gradient is summed: as many as cannot overflow 2^63. Not finite where
-    gradients are not, so that the sum is not either. Computed without waiting for the device.
+    """How many integers make up 1 where the table's gradient is summed in integers: as many as cannot overflow 2^63.
+
+    NaN where a gradient is not finite, so that the sum is NaN too. Computed without waiting for the device.
 
     A cell's sum is at most the sum of |P (dP - delta)| over images, queries and keys, with P summing to 1 over keys and
     dP a product of rows of the gradient and of v.
@@ -250,13 +251,13 @@ def _quanta(grad: Tensor, v: Tensor, delta: Tensor) -> Tensor:
     return torch.where(torch.isfinite(bound), quanta, math.nan)
 
 
-def _gradients(q: Tensor, *others: Tensor | None, needed: Sequence[bool]) -> list[Tensor]:
-    """Memory for gradients. Operators cannot return None: what is not needed has no elements."""
+def _empty_gradients(q: Tensor, *others: Tensor | None, needed: Sequence[bool]) -> list[Tensor]:
+    """Uninitialised gradients. Those not needed have no elements, as operators cannot return None."""
     pairs = zip((q, *others), needed, strict=True)
     return [t.new_empty(t.shape) if t is not None and need else q.new_empty(0) for t, need in pairs]
 
 
-def _five(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _as_tuple(x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return x[0], x[1], x[2], x[3], x[4]
 
 
@@ -281,19 +282,19 @@ def _(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @_attend_backward.register_fake
 def _(_: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _five(_gradients(*given[:5], needed=given[-1]))
+    return _as_tuple(_empty_gradients(*given[:5], needed=given[-1]))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:5], *output)
     ctx.sizes = inputs[5:]
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward_rule(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needed = list(ctx.needs_input_grad[:5])
-    found = _attend_backward(grad, *ctx.saved_tensors, *ctx.sizes, needed)
-    return *(t if need else None for t, need in zip(found, needed, strict=True)), None, None, None, None
+    gradients = _attend_backward(grad, *ctx.saved_tensors, *ctx.sizes, needed)
+    return *(t if need else None for t, need in zip(gradients, needed, strict=True)), None, None, None, None
 
 
-_attend.register_autograd(_differentiate, setup_context=_save)
+_attend.register_autograd(_backward_rule, setup_context=_setup_context)

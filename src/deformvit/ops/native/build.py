@@ -1,7 +1,7 @@
 """Compile the CPU kernels: run by the installation (hatch_build.py), or by hand as a script.
 
-The standard library alone, since an installation has nothing else yet. The result is one shared library without
-dependencies: plain C functions, one set for every instruction set the processor family may have.
+Only the standard library is imported, because nothing else is installed yet when this runs. The result is one shared
+library without dependencies. It has a C function of every kernel for every instruction set of the processor's family.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SETS: dict[str, tuple[int, tuple[str, ...]]] = {  # floats in a register, flags
 
 
 def instruction_sets(machine: str | None = None) -> list[str]:
-    """Those to compile for, best first."""
+    """The instruction sets to compile for on this kind of processor, best first."""
     return list(SETS) if (machine or platform.machine()).lower() in ("x86_64", "amd64") else ["plain"]
 
 
 def fingerprint() -> str:
-    """Of the sources and flags: a library made from others is not loaded."""
+    """A hash of the sources and flags. A library built from other ones is not loaded."""
     digest = hashlib.sha256(repr((FLAGS, SETS)).encode())
     for name in SOURCES:
         digest.update((FOLDER / name).read_bytes())
@@ -43,11 +43,11 @@ def fingerprint() -> str:
 
 
 def compiler() -> list[str] | None:
-    """Command of the C++ compiler: ``$CXX``, otherwise the first of c++, g++ and clang++ that is there."""
+    """Command of the C++ compiler: ``$CXX``, otherwise the first of c++, g++ and clang++ that is installed."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    return [found] if found else None
+    path = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return [path] if path else None
 
 
 def build(library: Path = LIBRARY) -> str | None:
@@ -66,17 +66,15 @@ def build(library: Path = LIBRARY) -> str | None:
                 objects.append(str(Path(folder, f"{source}_{name}.o")))
                 macros = (f"-DINSTRUCTIONS={name}", f"-DLANES={lanes}", f"-DFINGERPRINT={fingerprint()}")
                 _run([*command, *FLAGS, *extra, *macros, "-c", str(FOLDER / f"{source}.cpp"), "-o", objects[-1]])
-            made = Path(folder, "kernels.so")
+            built = Path(folder, "kernels.so")
             only_needed = ["-Wl,--as-needed"] if sys.platform == "linux" else []
-            _run([*command, "-shared", "-pthread", *only_needed, *objects, "-o", str(made)])
+            _run([*command, "-shared", "-pthread", *only_needed, *objects, "-o", str(built)])
             temporary = library.with_name(f"{library.name}.{os.getpid()}")
-            shutil.copyfile(made, temporary)
-            os.replace(temporary, library)  # whoever has the old one loaded keeps it whole
+            shutil.copyfile(built, temporary)
+            os.replace(temporary, library)  # processes that have loaded the old file keep it
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return (
-            f"the C++ compiler {shlex.join(command)} failed: {said.strip().splitlines()[0] if said.strip() else error}"
-        )
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return f"the C++ compiler {shlex.join(command)} failed: {lines[0] if lines else error}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The compiled library: loading, descriptions of problems in C, calls."""
+"""The compiled library: loads it, describes problems as C structures, calls its functions."""
 
 from __future__ import annotations
 
@@ -53,40 +53,40 @@ class WindowProblem(ctypes.Structure):
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or None and why there is none."""
-    again = f"; build them with: python {build.__file__}"
+    """The library and None, or None and why there is no library."""
+    advice = f"; build them with: python {build.__file__}"
     if not build.LIBRARY.exists():
-        reason = "there is a C++ compiler now" if build.compiler() else build.NO_COMPILER
-        return None, f"the CPU kernels were not compiled when deformvit was installed ({reason}){again}"
+        reason = "a C++ compiler is installed now" if build.compiler() else build.NO_COMPILER
+        return None, f"the CPU kernels were not compiled when deformvit was installed ({reason}){advice}"
     try:
         library = ctypes.CDLL(str(build.LIBRARY))
         library.deformvit_fingerprint.restype = ctypes.c_char_p
-        made_of = library.deformvit_fingerprint().decode()
+        fingerprint = library.deformvit_fingerprint().decode()
     except (OSError, AttributeError) as error:
-        return None, f"the compiled CPU kernels cannot be loaded ({error}){again}"
-    if made_of != build.fingerprint():
-        return None, f"the compiled CPU kernels were made from other sources than these{again}"
+        return None, f"the compiled CPU kernels cannot be loaded ({error}){advice}"
+    if fingerprint != build.fingerprint():
+        return None, f"the compiled CPU kernels were built from other sources than the installed ones{advice}"
     return library, None
 
 
 def _instruction_sets(library: ctypes.CDLL | None) -> tuple[str, ...]:
-    found = [name for name in build.SETS if hasattr(library, f"deformvit_supports_{name}")]
-    return tuple(name for name in found if getattr(library, f"deformvit_supports_{name}")())
+    compiled = [name for name in build.SETS if hasattr(library, f"deformvit_supports_{name}")]
+    return tuple(name for name in compiled if getattr(library, f"deformvit_supports_{name}")())
 
 
 def _pool() -> int | None:
-    """Address of what starts PyTorch's own threads, where PyTorch has loaded an OpenMP runtime that has it."""
+    """Address of the function that runs work on PyTorch's own threads; None if PyTorch's OpenMP runtime has none."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):
         return None
 
 
-# Found once, at import: torch.compile reads constants, but would stumble over the loading.
+# Loaded at import, because torch.compile can read these constants but cannot trace the loading.
 _LIBRARY, MISSING = _load()
-"""MISSING: why there are no compiled kernels to call, or None."""
+"""MISSING: why there are no compiled kernels, or None."""
 INSTRUCTION_SETS = _instruction_sets(_LIBRARY)
-"""Those that were compiled and that this processor has, best first."""
+"""The instruction sets that were compiled for and that this processor has, best first."""
 POOL = _pool()
 
 _INSTRUCTION_SET: ScopedSetting[str | None] = ScopedSetting("deformvit_instruction_set", None)
@@ -104,15 +104,18 @@ def instruction_set(name: str) -> AbstractContextManager[None]:
     return _INSTRUCTION_SET.replaced(name)
 
 
-def call(what: str, problem: Problem | WindowProblem) -> None:
-    """Run ``forward``, ``backward`` (of deformable attention) or ``windows`` on the best instruction set; the
-    interpreter lock is released meanwhile."""
+def call(function_name: str, problem: Problem | WindowProblem) -> None:
+    """Run ``forward`` or ``backward`` of deformable attention, or ``windows``. Releases the interpreter lock.
+
+    Raises:
+        MemoryError: the kernel could not allocate its buffers.
+    """
     if _LIBRARY is None:
         raise RuntimeError(MISSING)
     problem.threads = torch.get_num_threads()
     problem.parallel = POOL
     function: Callable[..., int] = getattr(
-        _LIBRARY, f"deformvit_{what}_{_INSTRUCTION_SET.get() or INSTRUCTION_SETS[0]}"
+        _LIBRARY, f"deformvit_{function_name}_{_INSTRUCTION_SET.get() or INSTRUCTION_SETS[0]}"
     )
     if function(ctypes.byref(problem)):
-        raise MemoryError(f"no memory for the CPU kernels of attention ({what})")
+        raise MemoryError(f"the CPU kernels of attention could not allocate memory ({function_name})")

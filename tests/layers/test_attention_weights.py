@@ -12,7 +12,7 @@ from deformvit.layers import (
     ReductionAttention,
     WindowAttention,
 )
-from deformvit.layers.attended import attended
+from deformvit.layers.attention_weights import attention_weights
 from deformvit.ops import grid
 
 DEFORMABLE = {
@@ -67,7 +67,7 @@ def values(linear, x, part=slice(None)):
 def test_deformable(name, size):
     layer = randomised(DeformableAttention(16, 4, 2, **DEFORMABLE[name]))
     x = torch.randn(1, 16, *size)
-    found = attended(layer, x, torch.arange(size[0] * size[1]))
+    found = attention_weights(layer, x, torch.arange(size[0] * size[1]))
     # Channels of a group are read at its keys; values then mix the channels of all groups.
     places = grid.from_index(found.keys[::2, 0], size)
     read = grid.sample(x.unflatten(1, (2, -1))[0], places).flatten(0, 1).T  # (N, C)
@@ -80,10 +80,10 @@ def test_deformable(name, size):
 def test_deformable_at_given_points():
     layer = randomised(DeformableAttention(16, 4, 2))
     x, points = torch.randn(1, 16, 6, 9), torch.rand(1, 2, 6, 9, 2) * 2 - 1
-    found = attended(layer, x, torch.tensor([3]), points)
+    found = attention_weights(layer, x, torch.tensor([3]), points)
     expected = grid.to_index(points[0], (6, 9)).flatten(1, 2).repeat_interleave(2, 0)
     torch.testing.assert_close(found.keys[:, 0], expected)
-    assert not torch.allclose(found.weights, attended(layer, x, torch.tensor([3])).weights)
+    assert not torch.allclose(found.weights, attention_weights(layer, x, torch.tensor([3])).weights)
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -91,7 +91,7 @@ def test_deformable_at_given_points():
 def test_window(name, size):
     layer = randomised(WindowAttention(16, 4, *WINDOWS[name]))
     x = torch.randn(1, 16, *size)
-    found = attended(layer, x, torch.arange(size[0] * size[1]))
+    found = attention_weights(layer, x, torch.arange(size[0] * size[1]))
     dim = slice(32, None)
     out = mixed(found, values(layer.qkv, x, dim), size) + layer.qkv.bias[dim, None, None]
     torch.testing.assert_close(projected(layer, out), layer(x), atol=1e-4, rtol=1e-4)
@@ -102,7 +102,7 @@ def test_window(name, size):
 def test_neighborhood(size):
     layer = randomised(NeighborhoodAttention(16, 4, 5))
     x = torch.randn(1, 16, *size)
-    found = attended(layer, x, torch.arange(size[0] * size[1]))
+    found = attention_weights(layer, x, torch.arange(size[0] * size[1]))
     dim = slice(32, None)
     out = mixed(found, values(layer.qkv, x, dim), size) + layer.qkv.bias[dim, None, None]
     torch.testing.assert_close(projected(layer, out), layer(x), atol=1e-4, rtol=1e-4)
@@ -112,7 +112,7 @@ def test_neighborhood_padded_with_zeros():
     """Padding takes part as keys: the keys lie beyond the map, where values are the linear layer's bias."""
     layer = randomised(NeighborhoodAttention(16, 4, 5, small_map="zeros"))
     x = torch.randn(1, 16, 3, 8)
-    found = attended(layer, x, torch.arange(24))
+    found = attention_weights(layer, x, torch.arange(24))
     assert found.weights.shape == (4, 24, 25)
     dim = slice(32, None)
     out = mixed(found, values(layer.qkv, x, dim), (3, 8)) + layer.qkv.bias[dim, None, None]
@@ -124,7 +124,7 @@ def test_neighborhood_padded_with_zeros():
 def test_reduction(size, reduction):
     layer = randomised(ReductionAttention(16, 4, reduction))
     x = torch.randn(1, 16, *size)
-    found = attended(layer, x, torch.arange(size[0] * size[1]))
+    found = attention_weights(layer, x, torch.arange(size[0] * size[1]))
     padded = torch.nn.functional.pad(x, (0, -size[1] % reduction, 0, -size[0] % reduction))
     reduced = x if layer.reduce is None else layer.reduce(padded)
     v = (values(layer.kv, reduced, slice(16, None)) + layer.kv.bias[16:, None, None]).flatten(2).unflatten(1, (4, -1))
@@ -138,7 +138,7 @@ def test_reduction(size, reduction):
 def test_deformable_detr(size):
     layer = randomised(DeformableDetrAttention(16, 4, points=3))
     x = torch.randn(1, 16, *size)
-    found = attended(layer, x, torch.arange(size[0] * size[1]))
+    found = attention_weights(layer, x, torch.arange(size[0] * size[1]))
     v = values(layer.value, x) + layer.value.bias[:, None, None]  # beyond the border nothing is read, not even the bias
     out = mixed(found, v, size)
     torch.testing.assert_close(projected(layer, out), layer(x), atol=1e-4, rtol=1e-4)
@@ -147,8 +147,8 @@ def test_deformable_detr(size):
 def test_wrong_arguments_are_told():
     layer = WindowAttention(16, 4)
     with pytest.raises(ValueError, match=r"from 0 to 34 on a map of \(5, 7\), got 35"):
-        attended(layer, torch.zeros(1, 16, 5, 7), torch.tensor([3, 35]))
+        attention_weights(layer, torch.zeros(1, 16, 5, 7), torch.tensor([3, 35]))
     with pytest.raises(ValueError, match="got a batch of 2"):
-        attended(layer, torch.zeros(2, 16, 5, 7), torch.tensor([3]))
+        attention_weights(layer, torch.zeros(2, 16, 5, 7), torch.tensor([3]))
     with pytest.raises(TypeError, match="got Linear"):
-        attended(torch.nn.Linear(3, 3), torch.zeros(1, 16, 5, 7), torch.tensor([3]))
+        attention_weights(torch.nn.Linear(3, 3), torch.zeros(1, 16, 5, 7), torch.tensor([3]))

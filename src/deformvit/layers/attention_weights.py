@@ -1,7 +1,7 @@
-"""What queries attend to, and how much: computed again from a layer's input, query by query, for figures.
+"""Attention weights of chosen queries, computed from a layer's input for figures.
 
-Layers never hand their attention weights out, as fast kernels never have them. Here they are computed by definition;
-a test holds that these weights, at these places, give what the layer returns.
+Layers do not return their attention weights, because fast kernels never materialise them. Here they are computed by
+definition. A test holds that averaging the values at these keys with these weights gives what the layer returns.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from deformvit.ops.deformable.bias import position_bias, query_tokens
 LAYERS = (
     DeformableAttention, WindowAttention, NeighborhoodAttention, ReductionAttention, DeformableDetrAttention,
 )  # fmt: skip
-"""Layers that :func:`attended` knows."""
+"""The layers that :func:`attention_weights` supports."""
 
 
 @dataclass(frozen=True)
-class Attended:
-    """What Q chosen queries of one image attend to, with M heads and N keys of each query."""
+class QueryAttention:
+    """Keys and attention weights of Q chosen queries of one image, with M heads and N keys of each query."""
 
     keys: Tensor
-    """(M, Q, N, 2) places of the keys: fractional (row, column) of the layer's map, (0, 0) being the centre of its
-    first pixel. Q is 1 where all queries share them."""
+    """(M, Q, N, 2) positions of the keys: fractional (row, column) of the layer's map; (0, 0) is the centre of its
+    first pixel. Q is 1 where all queries share the keys."""
     weights: Tensor
-    """(M, Q, N) attention weights, sums 1; 0 for keys that a query must not see."""
+    """(M, Q, N) attention weights; they sum to 1 over the keys and are 0 for masked keys."""
     bias: Tensor | None
-    """(M, Q, N) position bias among the logits; None in layers without one."""
+    """(M, Q, N) position bias, a part of the logits; None in layers without one."""
 
 
 @singledispatch
-def attended(layer: nn.Module, x: Tensor, queries: Tensor, points: Tensor | None = None) -> Attended:  # noqa: ARG001
-    """What chosen queries attend to.
+def attention_weights(layer: nn.Module, x: Tensor, queries: Tensor, points: Tensor | None = None) -> QueryAttention:  # noqa: ARG001
+    """Keys and attention weights of chosen queries.
 
     Args:
         layer: one of :data:`LAYERS`.
         x: (1, C, H, W) input of the layer.
         queries: (Q,) pixels of the map, counted row by row.
-        points: of a deformable layer: (1, G, H_G, W_G, 2) points, computed by default.
+        points: (1, G, H_G, W_G, 2) deformed points of a deformable layer; by default those that the layer computes.
 
     Raises:
-        TypeError: another layer.
-        ValueError: a query that is not on the map.
+        TypeError: a layer that is not supported.
+        ValueError: several images, or a query outside the map.
     """
-    raise TypeError(f"attended knows {', '.join(kind.__name__ for kind in LAYERS)}, got {type(layer).__name__}")
+    raise TypeError(f"expected one of {', '.join(kind.__name__ for kind in LAYERS)}, got {type(layer).__name__}")
 
 
 def _check(x: Tensor, queries: Tensor) -> None:
@@ -72,13 +72,13 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-def _places(flat: Tensor, width: int) -> Tensor:
-    """Pixels counted row by row -> (row, column)."""
+def _row_column(flat: Tensor, width: int) -> Tensor:
+    """(...) pixels counted row by row -> (..., 2) row and column."""
     return torch.stack([flat // width, flat % width], -1).float()
 
 
-@attended.register
-def _deformable(layer: DeformableAttention, x: Tensor, queries: Tensor, points: Tensor | None = None) -> Attended:
+@attention_weights.register
+def _deformable(layer: DeformableAttention, x: Tensor, queries: Tensor, points: Tensor | None = None) -> QueryAttention:
     _check(x, queries)
     x, size = x.to(layer.q.weight.dtype), x.shape[2:]
     tokens = layer.q(x.movedim(1, -1))
@@ -93,8 +93,8 @@ def _deformable(layer: DeformableAttention, x: Tensor, queries: Tensor, points: 
     logits = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
     flat, bias = pos.flatten(2, -2), None
     if layer.bias_mlp is not None:
-        shown = log_displacement(flat, size, layer.convention)[:, queries]
-        bias = layer.bias_mlp(shown.to(x.dtype)).movedim(-1, 1).flatten(0, 1)
+        displacement = log_displacement(flat, size, layer.convention)[:, queries]
+        bias = layer.bias_mlp(displacement.to(x.dtype)).movedim(-1, 1).flatten(0, 1)
     elif layer.position == "fixed" and layer.bias_table is not None:
         bias = resize_fixed_bias(layer.bias_table, layer.table_size, size, layer.stride)[:, queries]
     elif layer.bias_table is not None:
@@ -102,39 +102,41 @@ def _deformable(layer: DeformableAttention, x: Tensor, queries: Tensor, points: 
     if bias is not None:
         bias = bias.float()
         logits = logits + bias
-    places = grid.to_index(flat[0].float(), size).repeat_interleave(layer.num_heads // layer.groups, 0)
-    return Attended(places[:, None], logits.softmax(-1), bias)
+    keys = grid.to_index(flat[0].float(), size).repeat_interleave(layer.num_heads // layer.groups, 0)
+    return QueryAttention(keys[:, None], logits.softmax(-1), bias)
 
 
-@attended.register
-def _window(layer: WindowAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> Attended:
+@attention_weights.register
+def _window(layer: WindowAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> QueryAttention:
     _check(x, queries)
     tokens = x.to(layer.qkv.weight.dtype).permute(0, 2, 3, 1)
     height, width = tokens.shape[1:3]
     size, shift = window.fit(tokens, layer.window_size, layer.shift_size, layer.swin)
-    numbers = torch.arange(1, height * width + 1, device=x.device).reshape(1, height, width, 1)
-    cells = window.partition(numbers, size, shift)[..., 0] - 1  # (windows, L); -1 is padding
-    where = torch.empty(height * width, dtype=torch.long, device=x.device)
-    where[cells[cells >= 0]] = torch.arange(cells.numel(), device=x.device)[cells.flatten() >= 0]
-    chosen, slot = where[queries] // cells.shape[1], where[queries] % cells.shape[1]
+    pixels = torch.arange(1, height * width + 1, device=x.device).reshape(1, height, width, 1)
+    cells = window.partition(pixels, size, shift)[..., 0] - 1  # (windows, L) pixel of each token; -1 is padding
+    token_of_pixel = torch.empty(height * width, dtype=torch.long, device=x.device)
+    token_of_pixel[cells[cells >= 0]] = torch.arange(cells.numel(), device=x.device)[cells.flatten() >= 0]
+    chosen, slot = token_of_pixel[queries] // cells.shape[1], token_of_pixel[queries] % cells.shape[1]
 
-    qkv = window.partition(tokens, size, shift)[chosen]  # only the windows that are asked for
+    qkv = window.partition(tokens, size, shift)[chosen]  # only the windows of the chosen queries
     q, k, _ = layer.qkv(qkv).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    every = torch.arange(len(queries), device=x.device)
-    masked = window.bias_and_mask(layer.bias_table, layer.window_size, tokens, size, shift, torch.float32)
-    bias = masked.expand(len(cells), -1, -1, -1)[chosen, :, slot]  # (Q, M, L)
-    logits = (q[every, :, slot][:, :, None] @ k.transpose(-2, -1))[:, :, 0].float() * q.shape[-1] ** -0.5
+    each = torch.arange(len(queries), device=x.device)
+    masked_bias = window.bias_and_mask(layer.bias_table, layer.window_size, tokens, size, shift, torch.float32)
+    bias = masked_bias.expand(len(cells), -1, -1, -1)[chosen, :, slot]  # (Q, M, L)
+    logits = (q[each, :, slot][:, :, None] @ k.transpose(-2, -1))[:, :, 0].float() * q.shape[-1] ** -0.5
     keys = cells[chosen]
-    keys = torch.where(keys < 0, queries[:, None], keys)  # padding has no place; its weight is 0
-    return Attended(
-        _places(keys, width).expand(layer.num_heads, -1, -1, -1),
+    keys = torch.where(keys < 0, queries[:, None], keys)  # padding is not on the map; its weight is 0
+    return QueryAttention(
+        _row_column(keys, width).expand(layer.num_heads, -1, -1, -1),
         (logits + bias).softmax(-1).transpose(0, 1),
         bias.masked_fill(bias.isinf(), 0.0).transpose(0, 1),
     )
 
 
-@attended.register
-def _neighborhood(layer: NeighborhoodAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> Attended:
+@attention_weights.register
+def _neighborhood(
+    layer: NeighborhoodAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None
+) -> QueryAttention:
     _check(x, queries)
     side, width = layer.kernel_size, x.shape[3]
     tokens = x.to(layer.qkv.weight.dtype).permute(0, 2, 3, 1)
@@ -142,53 +144,53 @@ def _neighborhood(layer: NeighborhoodAttention, x: Tensor, queries: Tensor, _poi
         tokens = pad_to(tokens, side)
     query = torch.stack([queries // width, queries % width], -1)
 
-    def seen(axis: int) -> Tensor:  # (Q, k) rows or columns of the keys
+    def key_range(axis: int) -> Tensor:  # (Q, k) rows or columns of the keys
         length = tokens.shape[1 + axis]
         span = min(side, length)
         first = (query[:, axis] - side // 2).clamp(0, length - span)
         return first[:, None] + torch.arange(span, device=x.device)
 
-    rows, cols = seen(0), seen(1)
+    rows, cols = key_range(0), key_range(1)
     q, k, _ = layer.qkv(tokens)[0].unflatten(-1, (3, layer.num_heads, -1)).unbind(-3)  # (H, W, M, d)
-    near = k[rows[:, :, None], cols[:, None, :]].flatten(1, 2)  # (Q, N, M, d)
-    logits = torch.einsum("qmd,qnmd->mqn", q[query[:, 0], query[:, 1]], near).float() * q.shape[-1] ** -0.5
+    k = k[rows[:, :, None], cols[:, None, :]].flatten(1, 2)  # (Q, N, M, d)
+    logits = torch.einsum("qmd,qnmd->mqn", q[query[:, 0], query[:, 1]], k).float() * q.shape[-1] ** -0.5
     down, right = rows - query[:, :1] + side - 1, cols - query[:, 1:] + side - 1
     bias = layer.bias_table[:, down[:, :, None], right[:, None, :]].flatten(2).float()
-    places = torch.stack(
+    keys = torch.stack(
         [rows[:, :, None].expand(-1, -1, cols.shape[1]), cols[:, None, :].expand(-1, rows.shape[1], -1)], -1
     )
-    keys = places.flatten(1, 2).float().expand(layer.num_heads, -1, -1, -1)
-    return Attended(keys, (logits + bias).softmax(-1), bias)
+    keys = keys.flatten(1, 2).float().expand(layer.num_heads, -1, -1, -1)
+    return QueryAttention(keys, (logits + bias).softmax(-1), bias)
 
 
-@attended.register
-def _reduction(layer: ReductionAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> Attended:
+@attention_weights.register
+def _reduction(layer: ReductionAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> QueryAttention:
     _check(x, queries)
     x, side = x.to(layer.q.weight.dtype), layer.reduction
     reduced = x if layer.reduce is None else layer.reduce(common.pad_to_multiple(x, side))
     q = _heads(layer.q(x.flatten(2).transpose(1, 2)[:, queries]), layer.num_heads)[0]
     k = layer.kv(reduced.flatten(2).transpose(1, 2)).unflatten(-1, (2, layer.num_heads, -1))[0, :, 0].transpose(0, 1)
     logits = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
-    cells = _places(torch.arange(k.shape[1], device=x.device), reduced.shape[3]) * side + (side - 1) / 2
-    return Attended(cells.expand(layer.num_heads, 1, -1, -1), logits.softmax(-1), None)
+    cells = _row_column(torch.arange(k.shape[1], device=x.device), reduced.shape[3]) * side + (side - 1) / 2
+    return QueryAttention(cells.expand(layer.num_heads, 1, -1, -1), logits.softmax(-1), None)
 
 
-@attended.register
-def _detr(layer: DeformableDetrAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> Attended:
+@attention_weights.register
+def _detr(layer: DeformableDetrAttention, x: Tensor, queries: Tensor, _points: Tensor | None = None) -> QueryAttention:
     _check(x, queries)
     chosen = x.to(layer.value.weight.dtype).flatten(2).transpose(1, 2)[0, queries]
     offsets = layer.offsets(chosen).unflatten(-1, (layer.num_heads, layer.points, 2)).float()
     weights = layer.weights(chosen).unflatten(-1, (layer.num_heads, layer.points)).float().softmax(-1)
-    places = _places(queries, x.shape[3])[:, None, None] + offsets
-    return Attended(places.transpose(0, 1), weights.transpose(0, 1), None)
+    keys = _row_column(queries, x.shape[3])[:, None, None] + offsets
+    return QueryAttention(keys.transpose(0, 1), weights.transpose(0, 1), None)
 
 
-def kind(layer: nn.Module) -> str:
-    """The name that blocks with this layer have in a model's ``blocks``."""
+def layer_kind(layer: nn.Module) -> str:
+    """The name of this layer among a model's ``blocks``: "window", "shifted", "deformable" and so on."""
     if isinstance(layer, WindowAttention):
         return "shifted" if layer.shift_size else "window"
     names: Sequence[tuple[type[nn.Module], str]] = (
         (DeformableAttention, "deformable"), (NeighborhoodAttention, "neighborhood"),
         (ReductionAttention, "reduction"), (DeformableDetrAttention, "deformable_detr"),
     )  # fmt: skip
-    return next(name for known, name in names if isinstance(layer, known))
+    return next(name for layer_type, name in names if isinstance(layer, layer_type))
