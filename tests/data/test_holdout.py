@@ -46,7 +46,10 @@ def test_items_and_classes(tmp_path):
     for split in ("train", "val"):
         images = open_split(str(tmp_path), split, holdout=0.25)
         assert images.classes == list(COUNTS)
-        assert images.held_out == 14  # 10 of 40, 3 of 11, 1 of 2
+        assert images.notice == (  # 10 of 40, 3 of 11, 1 of 2
+            f"{tmp_path}: 14 of 54 images are held out for validation, as it has no validation split (holdout 0.25, "
+            "seed 0)"
+        )
         assert len(images) == {"train": 54 - 14, "val": 14}[split]
         assert images.targets == [label for _, label in images.samples]
         for i, (path, _) in enumerate(images.samples):
@@ -113,7 +116,7 @@ def test_a_validation_split_is_taken_as_it_is(tmp_path):
     write(tmp_path / "val", {"boot": 3})
     assert len(names(tmp_path, "train")) == 54
     assert names(tmp_path, "val") == ["boot/0.png", "boot/1.png", "boot/2.png"]
-    assert open_split(str(tmp_path), "val", holdout=0.1).held_out == 0
+    assert open_split(str(tmp_path), "val", holdout=0.1).notice == ""
 
 
 def test_hidden_files_and_folders_are_not_images(tmp_path):
@@ -124,7 +127,7 @@ def test_hidden_files_and_folders_are_not_images(tmp_path):
     assert (train.classes, len(train), len(val)) == (["boot"], 3, 1)
 
 
-def test_what_cannot_be_held_out_is_said(tmp_path):
+def test_what_cannot_be_held_out_is_named(tmp_path):
     write(tmp_path / "one", {"boot": 1, "coat": 1})
     for split in ("train", "val"):
         with pytest.raises(DataError, match=r"one: no class has two images, so none can be held out for validation$"):

@@ -129,8 +129,8 @@ class FolderImages(ImageFolder):
 
     samples: list[tuple[str, int]]
     """Path and label of every image."""
-    held_out = 0
-    """Images of the folder that are held out for validation; 0 where it has a validation split."""
+    notice = ""
+    """Which share is held out for validation, in one line; empty where the folder has a validation split."""
 
     def __init__(self, root: Path, transform: Transform | None = None) -> None:
         try:
@@ -169,7 +169,10 @@ class FolderImages(ImageFolder):
             held.update(sorted(paths, key=lambda path: self._rank(path, seed))[:count])
         if not held:
             raise DataError(f"{self.root}: no class has two images, so none can be held out for validation")
-        self.held_out = len(held)
+        self.notice = (
+            f"{self.root}: {len(held)} of {len(self.samples)} images are held out for validation, as it has no "
+            f"validation split (holdout {holdout}, seed {seed})"
+        )
         self.samples = self.imgs = [sample for sample in self.samples if (sample[0] in held) == (split == "val")]
         self.targets = [label for _, label in self.samples]
 

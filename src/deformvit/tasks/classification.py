@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Classification:
         cache = Path(data.cache) if data.cache else CACHE
         split: dict[str, Any] = {"cache": cache, "holdout": data.holdout, "seed": data.holdout_seed}
         self.train_set = open_split(data.root, "train", augmented, **split) if train_set is None else train_set
-        self.val_set = open_split(data.root, "val", evaluated, **split) if val_set is None else val_set
+        self.val_set = _open_validation(data.root, evaluated, **split) if val_set is None else val_set
         if self.train_set.classes != self.val_set.classes:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
@@ -149,6 +150,15 @@ class Classification:
         files.save_model(path, model, description)
 
 
+def _open_validation(root: str, transform: Callable[..., Any], **split: Any) -> Any:
+    """The validation images; prints which share of the training images they are, where they are held out of them."""
+    images = open_split(root, "val", transform, **split)
+    notice = getattr(images, "notice", "")
+    if notice and distributed.rank() == 0:
+        print(f"deformvit: {notice}", file=sys.stderr)
+    return images
+
+
 def open_evaluation(
     root: str,
     description: ClassifierDescription,
@@ -174,7 +184,7 @@ def open_evaluation(
     transform = eval_transform(
         description.img_size, description.crop_pct, resize or description.resize, description.mean, description.std
     )
-    images = open_split(root, "val", transform, holdout=holdout, seed=seed)
+    images = _open_validation(root, transform, holdout=holdout, seed=seed)
     known = description.classes
     numbered = known == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
     if list(images.classes) != known and not numbered:
