@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "systems": LEAVES | {"config", "models", "systems"},
     "tasks": LEAVES | {"config", "data", "metrics", "models", "systems", "tasks"},
     "inference": LEAVES | {"data", "models", "results", "systems"},
-    "results": {"drawing", "models"},
+    "results": {"data", "drawing", "models"},
     "figures": LEAVES | {"ops", "layers", "models", "figures"},
     "explore": LEAVES | {"explore", "inference", "layers", "models", "results"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},

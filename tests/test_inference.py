@@ -225,6 +225,15 @@ def test_what_is_not_an_image_is_named(nano, image, message):
         nano(image)
 
 
+def test_results_of_files_hold_no_pixels(nano, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    result = nano(tmp_path / "photo.png")
+    assert result.source == tmp_path / "photo.png"
+    assert result.hw == (118, 173)
+    assert np.array_equal(np.array(result.image), np.array(photo))
+    assert nano(photo).image.tobytes() == photo.tobytes()
+
+
 def test_one_unreadable_image_does_not_end_a_stream(nano, tmp_path):
     (tmp_path / "notes.png").write_text("not an image")
     errors = []

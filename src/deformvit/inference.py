@@ -50,6 +50,21 @@ class _Options:
             raise UserError(f"threshold must be from 0 to 1, got {self.threshold}")
 
 
+@dataclass(frozen=True)
+class _Given:
+    """An image of a batch."""
+
+    index: int
+    image: Image.Image
+    source: Path | Image.Image
+    """What a result keeps: files are opened again when they are drawn, as many images would fill the memory."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What every result says of its image."""
+        return {"index": self.index, "source": self.source, "hw": (self.image.height, self.image.width)}
+
+
 R = TypeVar("R", bound=Result)
 
 
@@ -79,13 +94,22 @@ class Predictor(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self.classes)} classes, {self.device})"
 
-    def __call__(self, images: ImageSource | Iterable[ImageSource], **options: Any) -> Any:
+    def __call__(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        top: int = 5,
+        threshold: float = 0.5,
+        batch_size: int = 32,
+    ) -> Any:
         """Predict one image or several.
 
         Args:
             images: one image, or an iterable of images of any sizes: paths, PIL images, uint8 arrays (H, W, 3), or
                 float tensors (3, H, W), RGB from 0 to 1. Photos are turned upright as their EXIF data say.
-            options: see :meth:`stream`.
+            top: classifiers: how many classes a result has.
+            threshold: detectors: objects with a lower score are left out.
+            batch_size: classifiers: images computed together.
 
         Returns:
             The result of one image, or a list with one for each of several.
@@ -96,8 +120,8 @@ class Predictor(Generic[R]):
         if isinstance(images, str | Path | bytes | Image.Image) or (
             isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
         ):
-            return next(self.stream([images], **options))
-        return list(self.stream(images, **options))
+            return next(self.stream([images], top=top, threshold=threshold, batch_size=batch_size))
+        return list(self.stream(images, top=top, threshold=threshold, batch_size=batch_size))
 
     def stream(
         self,
@@ -111,10 +135,7 @@ class Predictor(Generic[R]):
         """Results one after another, in the order of the images; only a batch of images is in memory.
 
         Args:
-            images: as in :meth:`__call__`.
-            top: classifiers: how many classes a result has.
-            threshold: detectors: objects with a lower score are left out.
-            batch_size: classifiers: images computed together.
+            images, top, threshold, batch_size: as in :meth:`__call__`.
             on_error: called for an image that cannot be read, which is then skipped; by default the error is raised.
 
         Raises:
@@ -123,10 +144,11 @@ class Predictor(Generic[R]):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         options = _Options(top, threshold)
-        batch: list[tuple[int, Image.Image]] = []
+        batch: list[_Given] = []
         for index, source in enumerate(images):
             try:
-                batch.append((index, to_image(source, f"image {index + 1}")))
+                image = to_image(source, f"image {index + 1}")
+                batch.append(_Given(index, image, Path(source) if isinstance(source, str | Path) else image))
             except UserError as error:
                 if on_error is None:
                     raise
@@ -137,12 +159,12 @@ class Predictor(Generic[R]):
         if batch:
             yield from self._predict(batch, options)
 
-    def _predict(self, batch: list[tuple[int, Image.Image]], options: _Options) -> Iterator[R]:
+    def _predict(self, batch: list[_Given], options: _Options) -> Iterator[R]:
         with torch.inference_mode():
-            inputs = [self.transform(image) for _, image in batch]
+            inputs = [self.transform(given.image) for given in batch]
             yield from self._results(inputs, batch, options)
 
-    def _results(self, inputs: list[Tensor], batch: list[tuple[int, Image.Image]], options: _Options) -> Iterator[R]:
+    def _results(self, inputs: list[Tensor], batch: list[_Given], options: _Options) -> Iterator[R]:
         raise NotImplementedError
 
     def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:
@@ -162,7 +184,8 @@ class Predictor(Generic[R]):
                 self.model(self.normalise(view)[None].to(self.device, next(self.model.parameters()).dtype))
                 return None
             options = _Options(top, threshold)
-            return next(self._results([self.normalise(view)], [(0, to_image(view.clamp(0, 1)))], options))
+            image = to_image(view.clamp(0, 1))
+            return next(self._results([self.normalise(view)], [_Given(0, image, image)], options))
 
     def normalise(self, view: Tensor) -> Tensor:
         """Views, RGB from 0 to 1, as the model is given them; detectors and segmentation networks normalise inside."""
@@ -187,29 +210,24 @@ class ClassificationPredictor(Predictor[ClassificationResult]):
     def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:
         if size is None:
             described = self.description
-            return (
-                self._view(image)
-                if times == 1
-                else eval_transform(described.img_size * times, described.crop_pct, described.resize)(image)
-            )
+            enlarged = eval_transform(described.img_size * times, described.crop_pct, described.resize)
+            return enlarged(image) if times > 1 else self._view(image)
         if len(size) != 2 or not 1 <= min(size) <= max(size) <= 8192:
             raise UserError(f"size must be a height and a width from 1 to 8192, got {tuple(size)}")
         bicubic = images_v2.InterpolationMode.BICUBIC
         return images_v2.resize(_tensor(image), list(size), bicubic, antialias=True).clamp(0, 1)
 
-    def _results(
-        self, inputs: list[Tensor], batch: list[tuple[int, Image.Image]], options: _Options
-    ) -> Iterator[ClassificationResult]:
+    def _results(self, inputs: list[Tensor], batch: list[_Given], options: _Options) -> Iterator[ClassificationResult]:
         if not self.classes:
             raise UserError(f"{self.name} is a backbone without a classifier: it predicts no classes")
         dtype = next(self.model.parameters()).dtype
         logits = self.model(torch.stack(inputs).to(self.device, dtype))
         best = logits.float().softmax(-1).cpu().topk(min(options.top, len(self.classes)))
-        for (index, image), scores, labels in zip(batch, best.values, best.indices, strict=True):
-            yield ClassificationResult(image, self.classes, index, labels, scores)
+        for given, scores, labels in zip(batch, best.values, best.indices, strict=True):
+            yield ClassificationResult(**given.fields, classes=self.classes, labels=labels, scores=scores)
 
 
-class _DenseView:
+class _ResizedInside:
     """Detectors and segmentation networks resize images themselves; ``input_size`` says to what."""
 
     model: Detector | Segmenter
@@ -220,41 +238,37 @@ class _DenseView:
         return images_v2.resize(_tensor(image), list(self.model.input_size(image.height, image.width)), antialias=True)
 
 
-class DetectionPredictor(_DenseView, Predictor[DetectionResult]):
+class DetectionPredictor(_ResizedInside, Predictor[DetectionResult]):
     """Of a detector."""
 
     task = "detection"
     model: Detector
     description: DetectorDescription
 
-    def _results(
-        self, inputs: list[Tensor], batch: list[tuple[int, Image.Image]], options: _Options
-    ) -> Iterator[DetectionResult]:
+    def _results(self, inputs: list[Tensor], batch: list[_Given], options: _Options) -> Iterator[DetectionResult]:
         dtype = next(self.model.parameters()).dtype
         found = self.model([image.to(self.device, dtype) for image in inputs])
-        for (index, image), values in zip(batch, found, strict=True):
+        for given, values in zip(batch, found, strict=True):
             kept = values["scores"] >= options.threshold
             values = {name: value[kept].cpu() for name, value in values.items()}
             yield DetectionResult(
-                image, self.classes, index, values["boxes"], values["labels"], values["scores"].float(),
-                values.get("masks"),
+                **given.fields, classes=self.classes, boxes=values["boxes"], labels=values["labels"],
+                scores=values["scores"].float(), masks=values.get("masks"),
             )  # fmt: skip
 
 
-class SegmentationPredictor(_DenseView, Predictor[SegmentationResult]):
+class SegmentationPredictor(_ResizedInside, Predictor[SegmentationResult]):
     """Of a segmentation network."""
 
     task = "segmentation"
     model: Segmenter
     description: SegmenterDescription
 
-    def _results(
-        self, inputs: list[Tensor], batch: list[tuple[int, Image.Image]], _options: _Options
-    ) -> Iterator[SegmentationResult]:
+    def _results(self, inputs: list[Tensor], batch: list[_Given], _options: _Options) -> Iterator[SegmentationResult]:
         dtype = next(self.model.parameters()).dtype
-        for (index, image), pixels in zip(batch, inputs, strict=True):
+        for given, pixels in zip(batch, inputs, strict=True):
             label_map = self.model.predict(pixels.to(self.device, dtype)).cpu()
-            yield SegmentationResult(image, self.classes, index, label_map)
+            yield SegmentationResult(**given.fields, classes=self.classes, label_map=label_map)
 
 
 _PREDICTORS: dict[type, type[Predictor[Any]]] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_v2
 
 from deformvit import drawing
+from deformvit.data.images import decode
 from deformvit.models.descriptions import Task
 
 
@@ -28,14 +30,23 @@ class Finding:
 class Result:
     """What a model predicts for one image; tensors are on the CPU."""
 
-    image: Image.Image = field(repr=False)
-    """The image that the prediction is about, RGB, upright."""
+    source: Path | Image.Image = field(repr=False)
+    """The image's file, which is opened again when the image is asked for, or the image."""
+    hw: tuple[int, int]
+    """(H, W) of the image in pixels."""
     classes: list[str] = field(repr=False)
     """Names of all classes that the model knows, in the order of the labels."""
     index: int
     """Position of the image among those given."""
 
     task: ClassVar[Task]
+
+    @property
+    def image(self) -> Image.Image:
+        """The image that the prediction is about, RGB, upright."""
+        if isinstance(self.source, Image.Image):
+            return self.source
+        return decode(self.source, str(self.source), upright=True)
 
     def findings(self) -> list[Finding]:
         """What was found, by class, the strongest first."""
@@ -121,9 +132,7 @@ class DetectionResult(Result):
         """The objects with at least this score."""
         kept = self.scores >= threshold
         masks = None if self.masks is None else self.masks[kept]
-        return DetectionResult(
-            self.image, self.classes, self.index, self.boxes[kept], self.labels[kept], self.scores[kept], masks
-        )
+        return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], scores=self.scores[kept], masks=masks)
 
     def findings(self) -> list[Finding]:
         lines = []
@@ -153,7 +162,7 @@ class DetectionResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "task": self.task, "height": self.image.height, "width": self.image.width,
+            "task": self.task, "height": self.hw[0], "width": self.hw[1],
             "objects": [
                 {"box": box, "label": label, "name": name, "score": score}
                 for box, label, name, score in zip(
@@ -188,11 +197,11 @@ class SegmentationResult(Result):
         return drawing.labels(_tensor(self.image), self.label_map, self.classes)
 
     def overlay(self) -> Image.Image:
-        return self.draw().crop((0, 0, *self.image.size))
+        return self.draw().crop((0, 0, self.hw[1], self.hw[0]))
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "task": self.task, "height": self.image.height, "width": self.image.width,
+            "task": self.task, "height": self.hw[0], "width": self.hw[1],
             "shares": {found.name: found.value for found in self.findings()}, "label_map": self.label_map.tolist(),
         }  # fmt: skip
 

@@ -93,7 +93,7 @@ def _detections(
     images: list[dict[str, Any]] = []
     for number, result in enumerate(results, 1):
         objects += coco_results(number, result.prediction(), categories)
-        height, width = result.image.height, result.image.width
+        height, width = result.hw
         images.append({"id": number, "file_name": paths[result.index], "height": height, "width": width})
         sure = result.above(threshold)
         picture = output / f"{names[result.index]}.png"
