@@ -53,7 +53,7 @@ def test_of_one_query_the_last_layer_is_its_attention(layers):
     torch.testing.assert_close(found.scores, weights)
 
 
-def test_what_is_read_is_followed():
+def test_weight_follows_what_keys_sample():
     """All keys of the second layer lie at pixel (1, 4), those of the first at (3, 0)."""
     first, second = (DeformableAttention(4, 1, 1, bound="none", position="none") for _ in range(2))
     network = torch.nn.Sequential(first, second)
@@ -89,7 +89,7 @@ def test_queries_in_chunks_give_the_same_scores(layers, monkeypatch):
         torch.testing.assert_close(one.scores, other.scores)
 
 
-def test_wrong_arguments_are_told(layers):
+def test_wrong_arguments_are_refused(layers):
     with pytest.raises(ValueError, match="no deformable layers"):
         key_importance([])
     with pytest.raises(ValueError, match=r"from 0 to 11 on a map of \(3, 4\), got 12"):

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from deformvit import DAT, UserError, convert_released, load, load_model, load_released, model_from_released
@@ -64,7 +65,7 @@ def test_value_that_is_not_a_tensor_is_named(case):
         load_released(model, model.state_dict() | {"head.fc.bias": [0.0] * 10})
 
 
-def test_other_architecture_and_shapes_are_told(case):
+def test_another_architecture_and_other_shapes_are_refused(case):
     model = model_from_released(case.config)
     weights = case.state_dict()
     with pytest.raises(ConversionError, match=r"1 missing weight \(head\.fc\.bias\)"):
@@ -86,12 +87,13 @@ def test_tables_are_interpolated_for_a_larger_model(case):
     config = case.config | {"img_size": 96, "window_sizes": [6, 6, 6, 3]}
     large = model_from_released(config)
     load_released(large, case.state_dict())
-    table, grown = small.stages[2].blocks[1].attn.bias_table, large.stages[2].blocks[1].attn.bias_table
-    assert (table.shape, grown.shape) == ((4, 7, 7), (4, 11, 11))
-    torch.testing.assert_close(grown[:, 5, 5], table[:, 3, 3])  # no displacement stays no displacement
-    window, grown = small.stages[0].blocks[0].attn.bias_table, large.stages[0].blocks[0].attn.bias_table
-    torch.testing.assert_close(grown[60], window[24])
-    assert torch.isfinite(large(torch.randn(1, 3, 96, 96))).all()
+    table, resized = small.stages[2].blocks[1].attn.bias_table, large.stages[2].blocks[1].attn.bias_table
+    torch.testing.assert_close(resized, F.interpolate(table[None], size=(11, 11), mode="bicubic")[0])
+    torch.testing.assert_close(resized[:, 5, 5], table[:, 3, 3])  # displacement zero
+    window, resized = small.stages[0].blocks[0].attn.bias_table, large.stages[0].blocks[0].attn.bias_table
+    expected = F.interpolate(window.T.reshape(1, -1, 7, 7), size=(11, 11), mode="bicubic")[0]
+    torch.testing.assert_close(resized, expected.flatten(1).T)
+    assert large(torch.randn(1, 3, 96, 96)).shape == (1, 10)
 
 
 def test_fixed_bias_is_resized_over_queries_and_keys():
@@ -112,6 +114,8 @@ def test_fixed_bias_is_resized_over_queries_and_keys():
         img_size=96, position="fixed", dims=(8, 16, 32, 64), num_heads=(2, 2, 4, 4), groups=1, depths=(2, 2, 2, 2)
     )
     other.load_state_dict(released_weights.adapt(same.state_dict(), other))
+    tables = [model.stages[3].blocks[1].attn.bias_table for model in (same, other)]
+    torch.testing.assert_close(tables[1], resize_fixed_bias(tables[0], (2, 2), (3, 3), 1))
 
 
 # ---- configurations -----------------------------------------------------------------------------------------------
@@ -181,8 +185,8 @@ def released(case, tmp_path):
 
 
 def test_file_converts_and_predicts_the_same(case, released):
-    said = convert_file(released / "micro.pth", released / "out.safetensors", config=released / "micro.yaml")
-    assert "147,376 parameters, 10 classes" in said
+    summary = convert_file(released / "micro.pth", released / "out.safetensors", config=released / "micro.yaml")
+    assert "dat, 147,376 parameters, 10 classes" in summary
     model, info = load_model(str(released / "out.safetensors"))
     assert (info.img_size, len(info.classes)) == (64, 10)
     torch.testing.assert_close(
@@ -209,13 +213,14 @@ def test_file_of_a_registered_model(tmp_path, golden, name):
     model, info = load_model(str(tmp_path / "tiny.safetensors"))
     assert (info.name, info.img_size, info.resize, len(info.classes)) == (name, 224, "square", 1000)
     assert next(model.parameters()).dtype == torch.float32
+    assert torch.equal(model.head.fc.weight, weights["cls_head.weight"].half().float())
     with pytest.raises(ConversionError, match="another architecture"):
         convert_file(tmp_path / "tiny.pth", tmp_path / "small.safetensors", model="dat_small")
     assert not (tmp_path / "small.safetensors").exists()
 
 
 def test_configuration_objects_beside_the_weights_are_ignored(case, released, monkeypatch):
-    """The released training script stores its nested configuration, a mapping class of a package nobody needs here."""
+    """The released training script stores its nested configuration, of a package that may not be installed."""
 
     class CfgNode(dict):
         pass
@@ -249,7 +254,7 @@ def test_nothing_is_executed(released):
     with pytest.raises(ConversionError, match="could execute code"):
         convert_file(released / "evil.pth", released / "out.safetensors", model="dat_tiny")
     (released / "old.pth").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match=r"old\.pth: (damaged, truncated or not a checkpoint|holds)"):
         convert_file(released / "old.pth", released / "out.safetensors", model="dat_tiny")
     assert not (released / "executed").exists()
     assert not (released / "out.safetensors").exists()
@@ -257,8 +262,8 @@ def test_nothing_is_executed(released):
 
 @pytest.mark.parametrize("keep", [0, 10, 2000, -1000])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_truncated_files_are_told(case, tmp_path, keep, suffix):
-    source = tmp_path / f"whole{suffix}"
+def test_truncated_files_are_refused(case, tmp_path, keep, suffix):
+    source = tmp_path / f"complete{suffix}"
     weights = {name: value.float() for name, value in case.state_dict(buffers=False).items()}
     if suffix == ".pth":
         torch.save(weights, source)
@@ -270,10 +275,10 @@ def test_truncated_files_are_told(case, tmp_path, keep, suffix):
         convert_file(cut, tmp_path / "out.safetensors", model="dat_tiny")
 
 
-def test_old_format_cut_anywhere_is_told(tmp_path):
-    whole = tmp_path / "whole.pth"
-    torch.save({"cls_head.weight": torch.ones(2, 3)}, whole, _use_new_zipfile_serialization=False)
-    data, cut = whole.read_bytes(), tmp_path / "cut.pth"
+def test_files_of_the_old_format_truncated_anywhere_are_refused(tmp_path):
+    complete = tmp_path / "complete.pth"
+    torch.save({"cls_head.weight": torch.ones(2, 3)}, complete, _use_new_zipfile_serialization=False)
+    data, cut = complete.read_bytes(), tmp_path / "cut.pth"
     for keep in range(1, len(data), 7):
         cut.write_bytes(data[:keep])
         with pytest.raises(ConversionError, match=r"cut\.pth: (damaged, truncated|holds)"):
@@ -284,8 +289,14 @@ def test_image_args_are_checked(released):
     source, target, config = released / "micro.pth", released / "out.safetensors", released / "micro.yaml"
     convert_file(source, target, config=config, image_args={"crop_pct": "0.9", "resize": "shorter"})
     assert (load_model(str(target))[1].crop_pct, load_model(str(target))[1].resize) == (0.9, "shorter")
-    for name, value in (("img_size", "abc"), ("resize", "round"), ("crop_pct", "0"), ("colour", "1")):
-        with pytest.raises(ConversionError, match=name):
+    wrong = {
+        ("img_size", "abc"): "img_size: expected a number, got 'abc'",
+        ("resize", "round"): "resize: expected one of shorter, square, got 'round'",
+        ("crop_pct", "0"): "crop_pct: expected a number above 0 and at most 1, got 0",
+        ("colour", "1"): "unknown 'colour'; expected img_size, crop_pct or resize",
+    }
+    for (name, value), message in wrong.items():
+        with pytest.raises(ConversionError, match=f"image_args: {message}"):
             convert_file(source, target, config=config, image_args={name: value})
 
 
@@ -318,7 +329,7 @@ def test_convolutional_mlps_by_stage(golden):
     assert [stage.blocks[0].mlp.conv is not None for stage in model.stages] == [True, False, False, True]
 
 
-def test_wrong_use_is_told(released):
+def test_wrong_arguments_are_refused(released):
     source, target = released / "micro.pth", released / "out.safetensors"
     with pytest.raises(ConversionError, match="give model or config"):
         convert_file(source, target)
@@ -331,6 +342,17 @@ def test_wrong_use_is_told(released):
     (released / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(ConversionError, match="2 class names, but the model has 10"):
         convert_file(source, target, config=released / "micro.yaml", classes=released / "names.txt")
+    for text, message in (
+        ("[", "not readable as YAML"),
+        ("text", "expected a mapping, got str"),
+        ("MODEL: {DAT: {depth: [2]}}", "unknown keys: depth"),
+        ("DATA: {IMG_SIZE: 10000}", "img_size: expected 1 to 8192, got 10000"),
+    ):
+        model = (released / "micro.yaml").read_text() if text.startswith("DATA") else ""
+        (released / "wrong.yaml").write_text(model + text)
+        with pytest.raises(ConversionError, match=rf"wrong\.yaml: .*{message}"):
+            convert_file(source, target, config=released / "wrong.yaml")
+    assert not target.exists()
 
 
 def test_timm_loads_a_released_file_as_it_is(tmp_path, golden):

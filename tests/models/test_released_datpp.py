@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from deformvit import DAT, cli, load_model, load_released, model_from_released
 from deformvit.models.released import config as released_config
@@ -60,11 +61,14 @@ def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
     assert model.output_norms is not None
     assert info.classes == []
     source = str(tmp_path / "out.safetensors")
-    cli.main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # it still looks somewhere
-    assert (tmp_path / "cat_points.png").stat().st_size > 10_000
+    cli.main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # has deformed points too
+    with Image.open(tmp_path / "cat_points.png") as figure:
+        assert min(figure.size) > 200
+        assert len(figure.convert("RGB").getcolors(figure.width * figure.height)) > 10_000  # the photo, with points
     for command in (["predict", "photo"], ["eval", "--data", "sample"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             cli.main([*command, "--model", source])
+        assert stop.value.code == 1
         assert "backbone without a classifier" in capsys.readouterr().err
 
 
@@ -194,12 +198,12 @@ def test_convolutional_blocks(second):
     load_released(model, weights)
     block = model.stages[0].blocks[0]
     x = torch.randn(1, 8, 9, 7, dtype=torch.float64)
-    seen = x + F.conv2d(x, weights["stages.0.local_perception_units.0.weight"],
+    perceived = x + F.conv2d(x, weights["stages.0.local_perception_units.0.weight"],
                         weights["stages.0.local_perception_units.0.bias"], padding=1, groups=8)  # fmt: skip
-    y = F.conv2d(seen, weights["stages.0.attns.0.weight"], weights["stages.0.attns.0.bias"], padding=2, groups=8)
+    y = F.conv2d(perceived, weights["stages.0.attns.0.weight"], weights["stages.0.attns.0.bias"], padding=2, groups=8)
     y = F.layer_norm(y.permute(0, 2, 3, 1), (8,), weights["stages.0.ln_cnvnxt.0.norm.weight"],
                      weights["stages.0.ln_cnvnxt.0.norm.bias"]).permute(0, 3, 1, 2)  # fmt: skip
-    torch.testing.assert_close(block(x), seen + block.mlp(y))
+    torch.testing.assert_close(block(x), perceived + block.mlp(y))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Recording sees every kind of attention and changes nothing, in any network."""
+"""Every kind of attention is recorded, in any network, and no result changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("grad", [False, True])
-def test_nothing_changes(name, grad):
+def test_recording_changes_no_result(name, grad):
     model = small(name)
     x = torch.randn(2, 3, 70, 104)
     with torch.set_grad_enabled(grad):
@@ -55,7 +55,7 @@ def test_nothing_changes(name, grad):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_layer_can_be_asked(name):
+def test_attention_weights_of_every_layer_sum_to_one(name):
     model = small(name)
     with torch.inference_mode(), record(model) as trace:
         model(torch.randn(2, 3, 70, 104))

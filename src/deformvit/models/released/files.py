@@ -106,9 +106,10 @@ def load_checkpoint(
     else:
         raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")
     try:
+        description.check()
         network = files.build(description)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"model {description.name!r} with {description.args}: {error}") from error
+        raise ConversionError(f"{config or source}: {description.name} cannot be built: {error}") from error
     try:
         load_released(network, weights)
     except ConversionError as error:
@@ -161,11 +162,14 @@ def _from_yaml(path: Path, weights: Mapping[str, Any]) -> ClassifierDescription:
         raise ConversionError(f"{path}: not readable as YAML ({_first_line(error)})") from error
     if not isinstance(config, Mapping):
         raise ConversionError(f"{path}: expected a mapping, got {type(config).__name__}")
-    arguments = released_args(config)
+    try:
+        arguments = released_args(config)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
     data, test = (section if isinstance(section := config.get(key), Mapping) else {} for key in ("DATA", "TEST"))
     img_size = data.get("IMG_SIZE", arguments["img_size"])  # DAT++ at 384 keeps the tables, and the img_size, of 224
     if type(img_size) is not int or img_size < 1:
-        raise ConversionError(f"{path}: DATA.IMG_SIZE: expected a positive size, got {img_size!r}")
+        raise ConversionError(f"{path}: DATA.IMG_SIZE: expected a positive integer, got {img_size!r}")
     name, args = registered_name(arguments, img_size)
     classes = arguments["num_classes"]
     if has_output_norms(weights):  # the backbone of a detector or segmenter
