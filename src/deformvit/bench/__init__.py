@@ -1,7 +1,7 @@
-"""What deformable attention and whole models cost on this machine: ``deformvit bench``.
+"""Time and memory of deformable attention and of whole models on this machine: ``deformvit bench``.
 
-Everything of one report is measured in one run, one thing at a time, in processes of their own, so that a peak of
-memory is that of one thing. Times are medians, the rounds of models taken in turn.
+All measurements of a report are made in one run, one at a time, each in a subprocess: a peak of memory is that of one
+measurement. Times are medians; models that are compared are timed in turn.
 """
 
 from deformvit.bench.attention import run_attention

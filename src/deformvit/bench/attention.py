@@ -1,4 +1,4 @@
-"""Implementations of deformable attention, at the sizes that stage 3 of DAT has at several resolutions."""
+"""Implementations of deformable attention at the sizes of stage 3 of DAT, for several image sizes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from deformvit.bench import process
+from deformvit.bench.measure import DTYPES, machine, peak_mib, seconds
+from deformvit.bench.worker import Worker
+from deformvit.devices import pick_device
 from deformvit.errors import UserError
 from deformvit.ops import deform_attn, grid
 from deformvit.ops.deformable import IMPLEMENTATIONS, KERNELS, Impl
 
 BASELINES = ("no bias", "released")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Stage 3 of a model at an image size: 16 pixels a query, as many keys, heads of 32 channels."""
+    """Stage 3 of a model at an image size: a query for 16 x 16 pixels, as many keys, heads of 32 channels."""
 
     model: str
     image: tuple[int, int]
@@ -33,12 +34,12 @@ class Case:
     groups: int
 
     @property
-    def size(self) -> tuple[int, int]:
+    def map_hw(self) -> tuple[int, int]:
         return self.image[0] // 16, self.image[1] // 16
 
     @property
     def tokens(self) -> int:
-        return math.prod(self.size)
+        return math.prod(self.map_hw)
 
 
 WIDTHS = {"T": (12, 3), "B": (16, 4)}  # heads and groups of stage 3 of DAT-T and DAT-B, Table 1
@@ -46,6 +47,11 @@ SIZES = ((224, 224), (384, 384), (512, 512), (800, 1344))
 
 
 def cases(models: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[Case]:
+    """Every model at every image size.
+
+    Raises:
+        UserError: a size that is not a multiple of 16.
+    """
     for height, width in sizes:
         if height % 16 or width % 16 or min(height, width) < 16:
             raise UserError(f"sizes: image sides must be multiples of 16, got {height} x {width}")
@@ -53,9 +59,9 @@ def cases(models: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[Case]
 
 
 def inputs(case: Case, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], tuple[int, int]]:
-    """q, k, v, positions and table, as a layer has them: heads beside the tokens they were projected from."""
+    """q, k, v, positions and table, and the queries' map. Features are stored token by token, as in a layer."""
     torch.manual_seed(0)
-    height, width = case.size
+    height, width = case.map_hw
     q, k, v = (
         torch.randn(batch, case.tokens, case.heads, 32, device=device, dtype=dtype).transpose(1, 2) for _ in range(3)
     )
@@ -64,8 +70,8 @@ def inputs(case: Case, batch: int, dtype: torch.dtype, device: torch.device) -> 
     return [q, k, v, pos, table], (height, width)
 
 
-def attention(name: str) -> Callable[..., Tensor]:
-    """An implementation, or a baseline of the same signature."""
+def implementation(name: str) -> Callable[..., Tensor]:
+    """The implementation or baseline of that name; all have the same signature."""
     if name == "no bias":
         return no_bias
     if name == "released":
@@ -74,13 +80,13 @@ def attention(name: str) -> Callable[..., Tensor]:
 
 
 def no_bias(q: Tensor, k: Tensor, v: Tensor, *_: Tensor, query_hw: tuple[int, int]) -> Tensor:  # noqa: ARG001
-    """PyTorch's attention without the position bias: the limit to come close to."""
+    """PyTorch's attention without the position bias: a lower bound."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def released(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor, *, query_hw: tuple[int, int]) -> Tensor:
-    """The steps of the authors' code, what a user of it has today: einsum, every displacement, grid_sample on an image
-    of queries x keys, softmax, einsum."""
+    """The steps of the authors' code: einsum, a tensor of all displacements, grid_sample on an image of queries x keys,
+    softmax, einsum."""
     (batch, heads, queries, dim), (groups, keys) = q.shape, pos.shape[1:3]
     q, k, v = (x.reshape(batch * heads, -1, dim) for x in (q, k, v))
     logits = torch.einsum("bqc,bnc->bqn", q, k).mul(dim**-0.5)
@@ -93,23 +99,23 @@ def released(q: Tensor, k: Tensor, v: Tensor, pos: Tensor, table: Tensor, *, que
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and MiB of one implementation on one case, forward and forward + backward."""
+    """Seconds and MiB of one implementation on one case: forward, and forward + backward."""
     device, dtype = torch.device(job["device"]), DTYPES[job["dtype"]]
     case = Case(**{**job["case"], "image": tuple(job["case"]["image"])})
     tensors, query_hw = inputs(case, job["batch"], dtype, device)
-    call = attention(job["name"])
+    call = implementation(job["name"])
     if job["compiled"]:
         call = torch.compile(call)
-    warm, rounds = 1 + 2 * bool(job["compiled"]), job["rounds"]
+    warmup, rounds = 1 + 2 * bool(job["compiled"]), job["rounds"]
 
     def forward() -> Tensor:
         return call(*tensors, query_hw=query_hw)
 
     result: dict[str, Any] = {}
-    before = process.peak_mib(device)
+    before = peak_mib(device)
     with torch.inference_mode():
-        times = [process.seconds(forward, device) for _ in range(warm + rounds)][warm:]
-    result["forward"] = {"seconds": statistics.median(times), "mib": process.peak_mib(device) - before}
+        times = [seconds(forward, device) for _ in range(warmup + rounds)][warmup:]
+    result["forward"] = {"seconds": statistics.median(times), "mib": peak_mib(device) - before}
     if job["backward"]:
         for tensor in tensors:
             tensor.requires_grad_()
@@ -118,9 +124,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         def both() -> None:
             torch.autograd.grad(forward(), tensors, gradient, allow_unused=True)
 
-        times = [process.seconds(both, device) for _ in range(warm + rounds)][warm:]
-        result["backward"] = {"seconds": statistics.median(times), "mib": process.peak_mib(device) - before}
+        times = [seconds(both, device) for _ in range(warmup + rounds)][warmup:]
+        result["backward"] = {"seconds": statistics.median(times), "mib": peak_mib(device) - before}
     return result
+
+
+def start_worker(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """The worker's side: responds to any request with :func:`measure`."""
+    return lambda _request: measure(job)
 
 
 def run_attention(
@@ -138,31 +149,31 @@ def run_attention(
     """Measure implementations and baselines on every case.
 
     Args:
-        models: of :data:`WIDTHS`.
+        models: names in :data:`WIDTHS`.
         sizes: (H, W) of images, multiples of 16.
-        implementations: names; by default the baselines and what can run on the device.
-        compiled: the reference under torch.compile besides.
+        implementations: names; by default the baselines and the implementations that can run on the device.
+        compiled: measure the reference under torch.compile too.
 
     Returns:
-        What was measured, for :mod:`deformvit.bench.report`: machine, settings and rows.
+        Machine, settings and rows, for :mod:`deformvit.bench.report`.
 
     Raises:
-        UserError: an unknown name, a device that is not here.
+        UserError: an unknown implementation, a device that cannot be used, or a size that is not a multiple of 16.
     """
-    place = process.device_of(device)
-    wanted = list(implementations) or _default(place)
-    known = [*BASELINES, *IMPLEMENTATIONS]
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"unknown implementation {name!r}; expected some of {', '.join(known)}")
+    target = pick_device(device)
+    names = list(implementations) or _default(target)
+    all_names = [*BASELINES, *IMPLEMENTATIONS]
+    for name in names:
+        if name not in all_names:
+            raise UserError(f"unknown implementation {name!r}; expected some of {', '.join(all_names)}")
     jobs: list[dict[str, Any]] = [
         {
-            "case": asdict(case), "name": name, "compiled": made, "batch": batch, "dtype": dtype, "device": str(place),
-            "backward": backward, "rounds": rounds,
+            "case": asdict(case), "name": name, "compiled": variant, "batch": batch, "dtype": dtype,
+            "device": str(target), "backward": backward, "rounds": rounds,
         }
         for case in cases(models, sizes)
-        for name in wanted
-        for made in ((False, True) if compiled and name == "reference" else (False,))
+        for name in names
+        for variant in ((False, True) if compiled and name == "reference" else (False,))
     ]  # fmt: skip
     rows = []
     progress = tqdm(jobs, unit="measurement", disable=not sys.stderr.isatty())
@@ -171,16 +182,15 @@ def run_attention(
         label = f"{job['name']}, compiled" if job["compiled"] else job["name"]
         progress.set_description(f"{label}, {job['case']['model']} at {height} x {width}")
         tokens = (height // 16) * (width // 16)
-        rows.append(
-            {"model": job["case"]["model"], "image": [height, width], "tokens": tokens, "name": label}
-            | process.apart("deformvit.bench.attention", job)
-        )
+        row = {"model": job["case"]["model"], "image": [height, width], "tokens": tokens, "name": label}
+        with Worker(start_worker, job) as worker:
+            rows.append(row | worker.request("measure"))
     settings = {"batch": batch, "dtype": dtype, "rounds": rounds, "backward": backward}
-    return {"kind": "attention", "machine": process.machine(place), "settings": settings, "rows": rows}
+    return {"kind": "attention", "machine": machine(target), "settings": settings, "rows": rows}
 
 
 def _default(device: torch.device) -> list[str]:
-    """The baselines, the plain implementations, and the kernels for the device where they can run."""
+    """The baselines, the implementations in PyTorch, and the kernels for the device if they can run."""
     names = [*BASELINES, "reference", "tiled"]
     name, can_run = KERNELS.get(device.type, ("", None))
     if can_run is not None:
@@ -189,7 +199,3 @@ def _default(device: torch.device) -> list[str]:
         if can_run(q, k, v, pos, table, query_hw, 0.0) is None:
             names.append(name)
     return names
-
-
-if __name__ == "__main__":
-    process.serve(measure)

@@ -1,11 +1,11 @@
-"""Whole models beside those that a user could pick instead."""
+"""Whole models, ours beside others of timm."""
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import timm
@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import deformvit  # noqa: F401 - registers the models
-from deformvit.bench import process
+from deformvit.bench.measure import DTYPES, TimedModel, machine, summary
+from deformvit.bench.worker import Worker
+from deformvit.devices import pick_device
 from deformvit.errors import UserError
 
 DEFAULT = (
     "dat_tiny", "datpp_tiny", "swin_tiny_patch4_window7_224", "deit_small_patch16_224", "pvt_v2_b2", "dat_small",
     "swin_small_patch4_window7_224", "dat_base", "swin_base_patch4_window7_224",
 )  # fmt: skip
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build(name: str, size: Sequence[int], features: bool) -> nn.Module:
-    """A model for images of that size; Swin and DeiT, made for one size, are told so."""
+    """A model for images of that size, which models that are built for one size, such as Swin and DeiT, are given."""
     arguments: dict[str, Any] = {"features_only": True} if features else {}
     if name.startswith(("swin", "deit", "vit")):
         arguments["img_size"] = tuple(size)
@@ -33,8 +34,8 @@ def build(name: str, size: Sequence[int], features: bool) -> nn.Module:
     return model
 
 
-class Run:
-    """One pass of one model, over and over."""
+class ModelRun(TimedModel):
+    """A classifier or its feature maps, forward or forward and backward."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.device, dtype = torch.device(job["device"]), DTYPES[job["dtype"]]
@@ -42,7 +43,7 @@ class Run:
         model = build(job["name"], job["size"], job["features"]).to(self.device)
         model.train(job["backward"])
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.model: nn.Module = torch.compile(model) if job["compiled"] else model  # type: ignore[assignment]
+        self.model = torch.compile(model) if job["compiled"] else model  # type: ignore[assignment]
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.backward = job["backward"]
         self.x = torch.randn(job["batch"], 3, *job["size"], device=self.device)
@@ -58,11 +59,10 @@ class Run:
         sum(o.float().mean() for o in outputs).backward()  # type: ignore[union-attr]
         self.model.zero_grad(set_to_none=True)
 
-    def answer(self, what: str) -> dict[str, Any]:
-        """Seconds of a ``round``, or what it took in ``all``: MiB and parameters."""
-        if what == "round":
-            return {"seconds": process.seconds(self, self.device)}
-        return {"mib": process.peak_mib(self.device), "parameters": self.parameters}
+
+def start_worker(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """The worker's side: responds to the requests of :class:`TimedModel`."""
+    return ModelRun(job).respond
 
 
 def run_models(
@@ -77,62 +77,50 @@ def run_models(
     compiled: bool = False,
     rounds: int = 9,
 ) -> dict[str, Any]:
-    """Measure whole models, each in a process of its own, their rounds in turn.
+    """Measure whole models, each in a subprocess; one pass of every model in turn, ``rounds`` times.
 
     Args:
-        names: timm names, ours and others'; :data:`DEFAULT` by default.
+        names: timm names of our models and others; by default :data:`DEFAULT`.
         sizes: (H, W) of images.
-        batch: images a step.
-        features: maps of all stages, as a detector takes them, instead of logits.
+        batch: images in a pass.
+        features: compute the feature maps of all stages, as for a detector, instead of logits.
         backward: forward and backward in training mode instead of inference.
-        compiled: under torch.compile.
+        compiled: run under torch.compile.
 
     Returns:
-        What was measured, for :mod:`deformvit.bench.report`.
+        Machine, settings and rows, for :mod:`deformvit.bench.report`.
 
     Raises:
-        UserError: an unknown model or device.
+        UserError: an unknown model, or a device that cannot be used.
     """
-    place = process.device_of(device)
+    target = pick_device(device)
     names = list(names) or list(DEFAULT)
     for name in names:
         if not timm.is_model(name):
-            raise UserError(f"timm knows no model {name!r}")
-    common = {
-        "device": str(place), "dtype": dtype, "batch": batch, "features": features, "backward": backward,
+            raise UserError(f"unknown model {name!r}; timm.list_models() lists the names")
+    job = {
+        "device": str(target), "dtype": dtype, "batch": batch, "features": features, "backward": backward,
         "compiled": compiled,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    warm = 3 if compiled else 2
-    progress = tqdm(total=len(sizes) * (warm + rounds) * len(names), unit="pass", disable=not sys.stderr.isatty())
+    warmup = 3 if compiled else 2
+    progress = tqdm(total=len(sizes) * (warmup + rounds) * len(names), unit="pass", disable=not sys.stderr.isatty())
     for size in sizes:
-        runs = [
-            process.Apart("deformvit.bench.models", {**common, "name": name, "size": size}) for name in names
-        ]  # fmt: skip
         times: list[list[dict[str, Any]]] = [[] for _ in names]
-        for _ in range(warm + rounds):
-            for name, run, answers in zip(names, runs, times, strict=True):
-                progress.set_description(f"{name} at {size[0]} x {size[1]}")
-                answers.append(run.ask("round"))
-                time.sleep(0.01)  # threads of one process linger before they sleep
-                progress.update()
-        for name, run, answers in zip(names, runs, times, strict=True):
-            rows.append({"model": name, "image": list(size)} | summary(answers, warm) | run.ask("all"))
-            run.end()
+        with ExitStack() as stack:
+            workers = [
+                stack.enter_context(Worker(start_worker, {**job, "name": name, "size": size}))
+                for name in names
+            ]  # fmt: skip
+            for _ in range(warmup + rounds):
+                for name, worker, passes in zip(names, workers, times, strict=True):
+                    progress.set_description(f"{name} at {size[0]} x {size[1]}")
+                    passes.append(worker.request("time"))
+                    time.sleep(0.01)  # the worker's threads spin for a moment before they sleep
+                    progress.update()
+            for name, worker, passes in zip(names, workers, times, strict=True):
+                rows.append({"model": name, "image": list(size)} | summary(passes, warmup) | worker.request("totals"))
     progress.close()
-    settings = {**common, "rounds": rounds}
+    settings = {**job, "rounds": rounds}
     del settings["device"]
-    return {"kind": "models", "machine": process.machine(place), "settings": settings, "rows": rows}
-
-
-def summary(answers: list[dict[str, Any]], warm: int) -> dict[str, Any]:
-    """Median, fastest and slowest of the rounds after the first ``warm``, or the first error."""
-    for answer in answers:
-        if "error" in answer:
-            return answer
-    seconds = [answer["seconds"] for answer in answers[warm:]]
-    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
-
-
-if __name__ == "__main__":
-    process.serve_rounds(lambda job: Run(job).answer)
+    return {"kind": "models", "machine": machine(target), "settings": settings, "rows": rows}

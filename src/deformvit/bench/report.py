@@ -1,7 +1,8 @@
-"""Reports of :mod:`deformvit.bench`: a table, a JSON file, a picture."""
+"""Reports of :mod:`deformvit.bench`: a table in Markdown, a JSON file, a figure."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ COLOURS = {
 
 
 def title(report: dict[str, Any]) -> str:
-    """What was measured on what, in a line."""
+    """Machine and settings in one line."""
     machine, settings = report["machine"], report["settings"]
     parts = [machine["device"], f"{machine['threads']} threads", f"torch {machine['torch']}"]
     parts += [settings["dtype"], f"batch {settings['batch']}", f"median of {settings['rounds']}"]
@@ -38,9 +39,10 @@ def table(report: dict[str, Any]) -> str:
     return f"{title(report)}\n\n{body}"
 
 
-def slope(rows: Sequence[Row], which: str = "forward") -> float | None:
-    """How memory grows with tokens: slope of the least-squares line through their logarithms."""
-    points = [(math.log(r["tokens"]), math.log(r[which]["mib"])) for r in rows if which in r and r[which]["mib"] > 0]
+def memory_exponent(rows: Sequence[Row], step: str = "forward") -> float | None:
+    """The p of memory ~ tokens^p: slope of the least-squares line through the logarithms. None for fewer than two
+    numbers of tokens."""
+    points = [(math.log(r["tokens"]), math.log(r[step]["mib"])) for r in rows if step in r and r[step]["mib"] > 0]
     if len({x for x, _ in points}) < 2:
         return None
     mean_x, mean_y = (sum(p[i] for p in points) / len(points) for i in (0, 1))
@@ -54,42 +56,44 @@ def _attention_table(report: dict[str, Any]) -> str:
         head += [f"{PASSES[name]} (ms)", "x reference", "x no bias", "MiB", "of reference"]
     lines = [head, ["---"] * len(head)]
     for row in report["rows"]:
-        same = {r["name"]: r for r in report["rows"] if (r["model"], r["image"]) == (row["model"], row["image"])}
+        by_name = {r["name"]: r for r in report["rows"] if (r["model"], r["image"]) == (row["model"], row["image"])}
         cells = [row["model"], " x ".join(map(str, row["image"])), row["name"]]
         if "error" in row:
             cells.append(row["error"])
             lines.append(cells + [""] * (len(head) - len(cells)))
             continue
         for name in passes:
-            ours = row[name]
+            reference, no_bias = by_name.get("reference"), by_name.get("no bias")
             cells += [
-                f"{1000 * ours['seconds']:.3g}",
-                _ratio(same, "reference", name, "seconds", ours, "faster"),
-                _ratio(same, "no bias", name, "seconds", ours, "faster"),
-                f"{ours['mib']:.0f}",
-                _ratio(same, "reference", name, "mib", ours, "share"),
+                f"{1000 * row[name]['seconds']:.3g}",
+                _ratio(reference, row, name, "seconds", "{:.2f}"),
+                _ratio(no_bias, row, name, "seconds", "{:.2f}"),
+                f"{row[name]['mib']:.0f}",
+                _ratio(row, reference, name, "mib", "{:.1%}"),
             ]
         lines.append(cells)
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\n{_slopes(report, passes)}".rstrip()
+    return f"{text}\n\n{_memory_exponents(report, passes)}".rstrip()
 
 
-def _ratio(rows: dict[str, Row], base: str, which: str, key: str, ours: dict[str, float], how: str) -> str:
-    if base not in rows or which not in rows[base] or ours[key] <= 0 or rows[base][which][key] <= 0:
+def _ratio(above: Row | None, below: Row | None, step: str, key: str, pattern: str) -> str:
+    """The value of one row over that of another, formatted; empty without a row or a value, or if either is 0."""
+    if above is None or below is None or step not in above or step not in below:
         return ""
-    other = rows[base][which][key]
-    return f"{other / ours[key]:.2f}" if how == "faster" else f"{100 * ours[key] / other:.1f} %"
+    if above[step][key] <= 0 or below[step][key] <= 0:
+        return ""
+    return pattern.format(above[step][key] / below[step][key])
 
 
-def _slopes(report: dict[str, Any], passes: list[str]) -> str:
+def _memory_exponents(report: dict[str, Any], passes: list[str]) -> str:
     lines = []
     for name in dict.fromkeys(row["name"] for row in report["rows"]):
-        for which in passes:
+        for step in passes:
             rows = [row for row in report["rows"] if row["name"] == name and row["model"] == report["rows"][0]["model"]]
-            # Below a few MiB, the allocator's leftovers are larger than what is measured.
-            found = slope([row for row in rows if row["tokens"] >= 500], which)
-            if found is not None:
-                lines.append(f"- {name}, {PASSES[which]}: memory grows as tokens to the power {found:.2f}")
+            # Smaller cases take a few MiB, less than what the allocator keeps from before.
+            exponent = memory_exponent([row for row in rows if row["tokens"] >= 500], step)
+            if exponent is not None:
+                lines.append(f"- {name}, {PASSES[step]}: memory grows as tokens to the power {exponent:.2f}")
     return "\n".join(lines)
 
 
@@ -112,7 +116,7 @@ def _models_table(report: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any]) -> Figure:
-    """Attention: time and memory against the number of tokens, both logarithmic. Models: time and memory as bars."""
+    """A figure: for attention, time and memory over the number of tokens, logarithmic; for models, bars of both."""
     from matplotlib.figure import Figure
 
     if report["kind"] == "attention":
@@ -125,20 +129,20 @@ def _draw_attention(report: dict[str, Any], make: type[Figure]) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
     figure = make(figsize=(9.6, 3.6 * len(passes) + 0.5), layout="constrained")
     axes = figure.subplots(len(passes), 2, squeeze=False)
-    for line, which in enumerate(passes):
+    for line, step in enumerate(passes):
         for column, (key, label, factor) in enumerate((("seconds", "milliseconds", 1e3), ("mib", "MiB", 1.0))):
             axis = axes[line, column]
             drawn = 0
             for name in dict.fromkeys(row["name"] for row in report["rows"]):
-                rows = [r for r in report["rows"] if r["name"] == name and r["model"] == models[0] and which in r]
-                rows = [r for r in rows if r[which][key] > 0]  # small ones fit into memory that was there before
+                rows = [r for r in report["rows"] if r["name"] == name and r["model"] == models[0] and step in r]
+                rows = [r for r in rows if r[step][key] > 0]  # small cases fit into memory allocated before
                 drawn += len(rows)
                 axis.plot(
-                    [r["tokens"] for r in rows], [factor * r[which][key] for r in rows],
+                    [r["tokens"] for r in rows], [factor * r[step][key] for r in rows],
                     "--" if name == "no bias" or "compiled" in name else "-", marker="o", markersize=4,
                     color=COLOURS.get(name.partition(",")[0], "black"), label=name,
                 )  # fmt: skip
-            axis.set(xscale="log", yscale="log" if drawn else "linear", ylabel=label, title=PASSES[which])
+            axis.set(xscale="log", yscale="log" if drawn else "linear", ylabel=label, title=PASSES[step])
             sizes = {r["tokens"]: " x ".join(map(str, r["image"])) for r in report["rows"]}
             axis.set_xticks(list(sizes), [f"{n}\n{text}" for n, text in sizes.items()], fontsize=8)
             axis.minorticks_off()
@@ -169,15 +173,19 @@ def _draw_models(report: dict[str, Any], make: type[Figure]) -> Figure:
     return figure
 
 
-def write(report: dict[str, Any], folder: Path, picture: bool = True) -> list[Path]:
-    """Write NAME.json, NAME.md and, if matplotlib is there, NAME.png; NAME is attention or models."""
+def write(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write NAME.json, NAME.md and, if matplotlib is installed, NAME.png; NAME is attention or models.
+
+    Returns:
+        The files that were written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / report["kind"]
     paths = [base.with_suffix(".json"), base.with_suffix(".md")]
     write_atomically(paths[0], lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     write_atomically(paths[1], lambda path: path.write_text(table(report) + "\n"))
-    if picture and any("error" not in row for row in report["rows"]):
+    if importlib.util.find_spec("matplotlib") is not None and any("error" not in row for row in report["rows"]):
         paths.append(base.with_suffix(".png"))
-        drawn = draw(report)
-        write_atomically(paths[-1], lambda path: drawn.savefig(path, dpi=150, format="png"))
+        figure = draw(report)
+        write_atomically(paths[-1], lambda path: figure.savefig(path, dpi=150, format="png"))
     return paths

@@ -1,17 +1,18 @@
-"""Detectors and segmentation networks on an image, with the fast attention and without."""
+"""Detectors and segmentation networks, with the automatic implementation of attention and with the reference."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
 import torch
 from tqdm import tqdm
 
-from deformvit.bench import process
-from deformvit.bench.models import DTYPES, summary
+from deformvit.bench.measure import DTYPES, TimedModel, machine, summary
+from deformvit.bench.worker import Worker
 from deformvit.config import DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
+from deformvit.devices import pick_device
 from deformvit.errors import UserError
 from deformvit.ops import attention_impl
 from deformvit.systems import build_detector, build_segmenter
@@ -19,11 +20,11 @@ from deformvit.systems import build_detector, build_segmenter
 DETECTORS: tuple[str, ...] = get_args(get_type_hints(DetectorConfig)["system"])
 SEGMENTERS: tuple[str, ...] = get_args(get_type_hints(SegmenterConfig)["system"])
 OBJECTS = 20
-"""In the image of a training step."""
+"""Objects in the image of a training step."""
 
 
-class Run:
-    """One image through one system, over and over: detected or segmented, or a training step without the optimiser."""
+class SystemRun(TimedModel):
+    """One image through one system: inference, or a training step without the optimiser."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         torch.manual_seed(0)
@@ -36,7 +37,7 @@ class Run:
             config.head.box_head = "4conv1fc" if job["system"] == "cascade_mask_rcnn" else "2fc"
             config.data.eval_size, config.data.max_size = min(height, width), max(height, width)
             config.model.name = job["name"]
-            self.model: torch.nn.Module = build_detector(config, 80)
+            self.model = build_detector(config, 80)
         else:
             segmentation = SegmentationConfig(head=SegmenterConfig(system=job["system"]))
             segmentation.data.scale = (min(height, width), max(height, width))
@@ -66,18 +67,17 @@ class Run:
         with self.autocast:
             if self.detects:
                 losses = self.model([self.image], [self.target])
-            else:  # two halves, as batch norm after UperNet's pooling needs more than one image
+            else:  # two halves: the batch norm after UperNet's pooling needs more than one image
                 halves = torch.stack(self.image[:, :, : self.image.shape[2] // 2 * 2].chunk(2, 2))
                 labels = torch.randint(150, (2, *halves.shape[2:]), device=self.device)
                 losses = self.model(halves, labels)
         sum(losses.values()).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def answer(self, what: str) -> dict[str, Any]:
-        """Seconds of a ``round``, or what it took in ``all``: MiB and parameters."""
-        if what == "round":
-            return {"seconds": process.seconds(self, self.device)}
-        return {"mib": process.peak_mib(self.device), "parameters": self.parameters}
+
+def start_worker(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """The worker's side: responds to the requests of :class:`TimedModel`."""
+    return SystemRun(job).respond
 
 
 def run_systems(
@@ -90,27 +90,27 @@ def run_systems(
     backward: bool = False,
     rounds: int = 3,
 ) -> dict[str, Any]:
-    """Measure systems one after another, each in a process of its own, with ``auto`` attention and the reference.
+    """Measure systems one after another, each in a subprocess, with ``auto`` attention and with the reference.
 
     Args:
-        names: backbones, DAT-T by default.
+        names: timm names of backbones; by default DAT-T.
         sizes: (H, W) of the image.
-        systems: all five by default.
-        backward: a training step without the optimiser instead of inference.
+        systems: by default all five.
+        backward: measure a training step without the optimiser instead of inference.
 
     Returns:
-        What was measured, for :mod:`deformvit.bench.report`.
+        Machine, settings and rows, for :mod:`deformvit.bench.report`.
 
     Raises:
-        UserError: an unknown system or device.
+        UserError: an unknown system, or a device that cannot be used.
     """
-    place = process.device_of(device)
+    target = pick_device(device)
     systems = list(systems) or [*DETECTORS, *SEGMENTERS]
     if unknown := sorted(set(systems) - {*DETECTORS, *SEGMENTERS}):
-        raise UserError(f"no system {unknown[0]!r}; there are {', '.join((*DETECTORS, *SEGMENTERS))}")
-    common: dict[str, Any] = {"device": str(place), "dtype": dtype, "backward": backward}
+        raise UserError(f"unknown system {unknown[0]!r}; expected some of {', '.join((*DETECTORS, *SEGMENTERS))}")
+    options: dict[str, Any] = {"device": str(target), "dtype": dtype, "backward": backward}
     jobs: list[dict[str, Any]] = [
-        {**common, "name": name, "system": system, "attention": attention, "size": size}
+        {**options, "name": name, "system": system, "attention": attention, "size": size}
         for size in sizes
         for name in list(names) or ["dat_tiny"]
         for system in systems
@@ -121,24 +121,14 @@ def run_systems(
     for job in jobs:
         label = f"{job['system']} {job['name']}, {job['attention']}"
         progress.set_description(label)
-        run = process.Apart("deformvit.bench.systems", job)
-        answers = []
-        for _ in range(1 + rounds):
-            answers.append(run.ask("round"))
-            progress.update()
-        rows.append({"model": label, "image": list(job["size"])} | summary(answers, 1) | run.ask("all"))
-        run.end()
+        times = []
+        with Worker(start_worker, job) as worker:
+            for _ in range(1 + rounds):
+                times.append(worker.request("time"))
+                progress.update()
+            rows.append({"model": label, "image": list(job["size"])} | summary(times, 1) | worker.request("totals"))
     progress.close()
     settings = {
-        "dtype": dtype,
-        "backward": backward,
-        "batch": 1,
-        "rounds": rounds,
-        "features": False,
-        "compiled": False,
-    }
-    return {"kind": "models", "machine": process.machine(place), "settings": settings, "rows": rows}
-
-
-if __name__ == "__main__":
-    process.serve_rounds(lambda job: Run(job).answer)
+        "dtype": dtype, "backward": backward, "batch": 1, "rounds": rounds, "features": False, "compiled": False
+    }  # fmt: skip
+    return {"kind": "models", "machine": machine(target), "settings": settings, "rows": rows}

@@ -18,35 +18,38 @@ def run(
     models: tuple[str, ...] = (),
     sizes: tuple[str, ...] = (),
     implementations: tuple[str, ...] = (),
-    batch: int = 0,
+    batch: int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     backward: bool = False,
     forward_only: bool = False,
     compiled: bool = False,
     features: bool = False,
-    rounds: int = 0,
+    rounds: int | None = None,
 ) -> None:
-    """Measure time and memory on this machine: a table, a JSON file and a picture.
+    """Measure time and memory on this machine: a table, a JSON file and a figure.
 
     Args:
-        kind: `attention`: every implementation at stage 3's sizes, beside attention without a bias and the released
-            formulation; `models`: whole models beside those of timm; `systems`: detectors and segmentation networks
-            with the fast attention and with the reference.
-        explain: say what can run on this machine and why the rest can't, what `auto` takes, and measure nothing.
+        kind: `attention`: every implementation at the sizes of stage 3, beside attention without a bias and the
+            released formulation; `models`: whole models, ours and others of timm; `systems`: detectors and
+            segmentation networks, with the automatic implementation of attention and with the reference.
+        explain: print which implementations can run on this machine, why others cannot, and what `auto` takes; measure
+            nothing.
         output: folder to write to.
-        models: T and B for attention, timm names for models and systems; the usual ones by default.
-        sizes: of images, as 224 or 800x1344; by default 224, 384, 512 and 800x1344 for attention, 224 for models,
+        models: T and B for attention, timm names for models and systems; by default T and B, ours beside Swin, DeiT
+            and PVT, and dat_tiny.
+        sizes: of images, such as 224 or 800x1344; by default 224, 384, 512 and 800x1344 for attention, 224 for models,
             800x1344 for systems.
         implementations: of attention; by default all that can run, and the baselines `no bias` and `released`.
-        batch: images at once; by default 1 for attention, 8 for models; systems take one.
-        dtype: of features; whole models run under autocast.
+        batch: images in a pass; by default 1 for attention, 8 for models. Systems take one image.
+        dtype: of features; models and systems run under autocast.
         device: a torch device; auto takes the GPU if there is one.
         backward: models and systems: forward and backward in training mode instead of inference.
-        forward_only: attention: not forward + backward too.
-        compiled: models under torch.compile; the reference under torch.compile too, for attention.
-        features: models give the maps of all stages, as a detector takes them, instead of logits.
-        rounds: how often each is timed; the median counts. By default 5 for attention, 9 for models, 3 for systems.
+        forward_only: attention: do not measure forward + backward.
+        compiled: models: run under torch.compile. attention: measure the reference under torch.compile too.
+        features: models: compute the feature maps of all stages, as for a detector, instead of logits.
+        rounds: how often each is timed; the median is reported. By default 5 for attention, 9 for models, 3 for
+            systems.
     """
     from deformvit import bench as measuring
     from deformvit.bench import report as reports
@@ -54,13 +57,14 @@ def run(
     if explain:
         print(measuring.explain(device, dtype))
         return
-    if batch < 0 or rounds < 0:
-        raise UserError(f"batch and rounds must be positive, got {batch} and {rounds}")
+    for name, value in (("batch", batch), ("rounds", rounds)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     image_sizes = [_size(size) for size in sizes]
     if kind == "attention":
-        wrong = sorted(set(models) - {"T", "B"})
-        if wrong:
-            raise UserError(f"models: attention is measured as in DAT-T and DAT-B, T and B; got {wrong[0]!r}")
+        unknown = sorted(set(models) - {"T", "B"})
+        if unknown:
+            raise UserError(f"models: attention is measured as in DAT-T and DAT-B; expected T or B, got {unknown[0]!r}")
         report = measuring.run_attention(
             models or ("T", "B"), image_sizes or [(224, 224), (384, 384), (512, 512), (800, 1344)], implementations,
             batch=batch or 1, dtype=dtype, device=device, backward=not forward_only, compiled=compiled,
