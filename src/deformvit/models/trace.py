@@ -57,7 +57,7 @@ class LayerRecord:
 
     @property
     def key_sets(self) -> list[int]:
-        """For every head the index of its set of keys: its group, or 0 in layers whose heads all have the same keys."""
+        """Index of the set of keys of every head, which is its group, or 0 where all heads have the same keys."""
         if isinstance(self.layer, DeformableAttention):
             return [head // (self.num_heads // self.layer.groups) for head in range(self.num_heads)]
         return list(range(self.num_heads)) if self.kind == "deformable_detr" else [0] * self.num_heads
