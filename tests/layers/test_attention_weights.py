@@ -77,13 +77,27 @@ def test_deformable(name, size):
     assert (found.bias is None) == (DEFORMABLE[name].get("position") in ("none", "dwconv"))
 
 
+class Fixed(torch.nn.Module):
+    """In the place of a layer's deformed points."""
+
+    def __init__(self, points):
+        super().__init__()
+        self.points = points
+
+    def forward(self, _):
+        return self.points
+
+
 def test_deformable_at_given_points():
     layer = randomised(DeformableAttention(16, 4, 2))
     x, points = torch.randn(1, 16, 6, 9), torch.rand(1, 2, 6, 9, 2) * 2 - 1
     found = attention_weights(layer, x, torch.tensor([3]), points)
     expected = grid.to_index(points[0], (6, 9)).flatten(1, 2).repeat_interleave(2, 0)
     torch.testing.assert_close(found.keys[:, 0], expected)
-    assert not torch.allclose(found.weights, attention_weights(layer, x, torch.tensor([3])).weights)
+    layer.points = Fixed(points)
+    at_fixed_points = attention_weights(layer, x, torch.tensor([3]))
+    torch.testing.assert_close(found.weights, at_fixed_points.weights)
+    torch.testing.assert_close(found.bias, at_fixed_points.bias)
 
 
 @pytest.mark.parametrize("name", WINDOWS)

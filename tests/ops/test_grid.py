@@ -26,11 +26,17 @@ def test_datpp_points_divide_by_n_minus_one():
     torch.testing.assert_close(queries[0, :, 1], torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
 
 
+def test_unit_of_the_offset_range():
+    assert grid.key_cell((4, 5), "v1").tolist() == pytest.approx([1 / 4, 1 / 5])
+    assert grid.key_cell((4, 5), "datpp").tolist() == pytest.approx([1 / 3, 1 / 4])
+    assert grid.key_cell((4, 5), "aligned").tolist() == pytest.approx([1 / 3, 1 / 4])
+
+
 @pytest.mark.parametrize("convention", grid.CONVENTIONS)
 def test_single_point_is_the_centre(convention):
     assert grid.reference_points((1, 1), convention).flatten().tolist() == [0.0, 0.0]
     assert grid.query_points((1, 1), convention).flatten().tolist() == [0.0, 0.0]
-    assert torch.isfinite(grid.key_cell((1, 1), convention)).all()
+    assert grid.key_cell((1, 1), convention).tolist() == [1.0, 1.0]
 
 
 def test_aligned_zero_offset_is_the_identity_and_v1_is_not():
