@@ -20,7 +20,7 @@ ENTRIES = (
         "cat_points.png",
     ),
     (
-        "The keys that matter (Fig. 5)",
+        "The most important keys (Fig. 5)",
         "Attention propagated through all deformable layers; the area of a circle is its score.",
         "figure keys photo",
         "cat_keys.png",
@@ -79,7 +79,7 @@ def draw(app: Sphinx) -> None:
 
 
 def keep_page(app: Sphinx, error: Exception | None) -> None:
-    """Copy the page that explores, which is no source of Sphinx's."""
+    """Copy explore.html into the site, as Sphinx copies only its own sources."""
     if error is None:
         page = Path(app.srcdir) / "gallery" / "explore.html"
         target = Path(app.outdir) / "gallery" / "explore.html"
