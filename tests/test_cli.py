@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -9,15 +10,20 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from deformvit import cli
+from deformvit import cli, load, load_model, save_for_hub
 from deformvit.data import open_split
+from deformvit.models.trace import scale_offsets
+from deformvit.runs import read_metrics
 
 TINY_RUN = [
     "train", "demo", "--run.epochs", "1", "--run.no-progress", "--model.args",
@@ -27,6 +33,11 @@ TINY_RUN = [
 
 def deformvit(*args) -> None:
     cli.main([str(arg) for arg in args])
+
+
+def values(text: str) -> dict[str, float]:
+    """Names and numbers of the two columns that are printed."""
+    return {name: float(value) for name, value in (line.split() for line in text.splitlines())}
 
 
 def fails(capsys, *args) -> str:
@@ -56,10 +67,91 @@ def photo(tmp_path):
 
 def test_train_and_eval(trained, capsys):
     deformvit("eval", "--model", trained, "--data", "sample", "--workers", "0")
-    out = capsys.readouterr().out
-    assert "images  1000" in " ".join(out.split("\n")[0].split()).replace("images 1000", "images  1000")
-    top1 = float(next(line.split()[1] for line in out.splitlines() if "top1" in line))
-    assert top1 > 30  # chance is 10
+    told = values(capsys.readouterr().out)
+    assert told["images"] == 1000
+    assert told["top1"] > 30  # chance is 10
+    (epoch,) = read_metrics(trained.parent)
+    for name in ("top1", "top5"):
+        assert told[name] == pytest.approx(epoch[name], abs=0.05)
+
+
+def parquet(images, labels, classes, path):
+    """A validation split whose class names may be no names of folders."""
+    contents = []
+    for image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        contents.append({"bytes": buffer.getvalue(), "path": None})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": classes}}
+    table = pa.table({"image": contents, "label": labels})
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.mkdir()
+    pq.write_table(table.replace_schema_metadata(described), path / "val.parquet")
+
+
+def test_eval_resizes_as_asked(trained, tmp_path, capsys):
+    """On stretched images, resizing both sides and cropping the middle measure differently."""
+    val = open_split("sample", "val")
+    images, labels = zip(*(val[i] for i in range(0, 1000, 10)), strict=True)
+    wide = [image.resize((84, 28), Image.Resampling.BICUBIC) for image in images]
+    parquet(wide, list(labels), list(val.classes), tmp_path / "wide")
+    network, description = load_model(trained)
+    assert (description.img_size, description.crop_pct, description.resize) == (32, 1.0, "shorter")
+    mean, std = (torch.tensor(value)[:, None, None] for value in (description.mean, description.std))
+    prepared = {
+        "square": [image.resize((32, 32), Image.Resampling.BICUBIC) for image in wide],
+        "shorter": [image.resize((96, 32), Image.Resampling.BICUBIC).crop((32, 0, 64, 32)) for image in wide],
+    }
+    measured = {}
+    for resize, pictures in prepared.items():
+        tensors = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures])
+        with torch.inference_mode():
+            logits = network((tensors - mean) / std)
+        expected = {
+            "images": 100,
+            "top1": 100 * float((logits.argmax(1) == torch.tensor(labels)).float().mean()),
+            "loss": float(torch.nn.functional.cross_entropy(logits, torch.tensor(labels))),
+        }
+        deformvit("eval", "-m", trained, "-d", tmp_path / "wide", "--resize", resize, "--workers", 0, "--device", "cpu")
+        measured[resize] = values(capsys.readouterr().out)
+        assert {name: measured[resize][name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert abs(measured["square"]["top1"] - measured["shorter"]["top1"]) > 5
+    deformvit("eval", "-m", trained, "-d", tmp_path / "wide", "--workers", 0, "--device", "cpu")
+    assert values(capsys.readouterr().out) == measured["shorter"]  # as the file says
+
+
+def test_predict_beyond_a_batch(trained, tmp_path, capsys):
+    """Results stand under the names of their images, also where an image between them is unreadable."""
+    split = open_split("sample", "val")
+    for i in range(8):
+        split[101 * i][0].save(tmp_path / f"{i}.png")
+    (tmp_path / "4.png").write_bytes(b"not an image")
+    predictor = load(trained, device="cpu")
+    expected = []
+    for i in (0, 1, 2, 3, 5, 6, 7):
+        path = tmp_path / f"{i}.png"
+        findings = predictor(path, top=2).findings()
+        expected += [str(path), *(f"  {finding.text:>7}  {finding.name}" for finding in findings)]
+    assert len(set(expected[1::3])) > 3  # the images differ in what is found
+    with pytest.raises(SystemExit) as stop:
+        deformvit("predict", tmp_path, "-m", trained, "--batch-size", 3, "--top", 2, "--device", "cpu")
+    assert stop.value.code == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines() == expected
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"deformvit: {tmp_path / '4.png'}: not a readable image")
+
+
+def test_a_model_by_its_folder(trained, photo, tmp_path, capsys):
+    """The folder of a run, and one for the hub, are the model that is in them."""
+    save_for_hub(load_model(trained)[0], tmp_path / "hub")
+    told = []
+    for model in (trained, trained.parent, tmp_path / "hub"):
+        deformvit("predict", photo, "--model", model, "--device", "cpu")
+        told.append(capsys.readouterr().out)
+    assert len(told[0].splitlines()) == 6
+    assert told == [told[0]] * 3
+    assert "no such file" in fails(capsys, "predict", photo, "--model", tmp_path)  # a folder without weights
 
 
 def test_predict_files_and_folders(trained, photo, capsys):
@@ -100,11 +192,28 @@ def test_figure_points(trained, photo, tmp_path, suffix):
     deformvit(
         "figure", "points", photo, "--model", trained, "--output", tmp_path / "out", "--format", suffix, "--dpi", 80
     )
+    from deformvit import figures
+    from deformvit.explore import look
+
     drawn = tmp_path / "out" / f"boot_points.{suffix}"
-    assert drawn.stat().st_size > 5000
+    seen = look(load(trained, device="cpu"), photo)
+    expected = figures.points(seen.overlay, seen.trace.deformable, title=f"boot: {seen.headline}")
     if suffix == "png":
-        pixels = matplotlib.image.imread(drawn)
+        expected.savefig(tmp_path / "expected.png", dpi=80)
+        pixels, wanted = (matplotlib.image.imread(path) for path in (drawn, tmp_path / "expected.png"))
+        assert pixels.shape == wanted.shape
+        assert (np.abs(pixels - wanted).max(-1) > 0.1).mean() < 0.01
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50  # something is drawn
+    elif suffix == "svg":
+        root = ElementTree.parse(drawn).getroot()
+        panels = [
+            group for group in root.iter(root.tag.replace("}svg", "}g")) if group.get("id", "").startswith("axes")
+        ]
+        assert len(panels) == len(expected.axes)
+    else:
+        content = drawn.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert content.rstrip().endswith(b"%%EOF")
 
 
 def test_figure_of_chosen_layers(trained, photo, tmp_path):
@@ -206,20 +315,22 @@ def test_explore_at_a_port_that_is_taken(capsys):
 
 
 def test_figure_moves_with_the_points(trained, tmp_path):
-    """The drawn points are the model's: with offsets switched off the picture is another."""
-    from deformvit import figures, load_model, record
+    """The drawn points are the model's; with offsets switched off they lie on the reference grid, without arrows."""
+    from deformvit import figures, record
 
-    model, _ = load_model(str(trained))
-    x = torch.randn(1, 3, 32, 48)
-    with record(model) as trace, torch.inference_mode():
-        model(x)
-    layer = trace.deformable[0]
-    figure = figures.points(torch.rand(3, 32, 48), trace.deformable)
-    panel = figure.axes[0]
-    reference, deformed = panel.collections[1].get_offsets(), panel.collections[2].get_offsets()
-    expected = layer.pixels(layer.deformed[0, 0], (32, 48)).reshape(-1, 2).flip(-1)  # Matplotlib wants (x, y)
-    np.testing.assert_allclose(deformed, expected.numpy(), rtol=1e-5)
-    assert np.abs(np.asarray(deformed) - np.asarray(reference)).max() > 1e-3
+    model, _ = load_model(trained)
+    image, x = torch.rand(3, 32, 48), torch.randn(1, 3, 32, 48)
+    for scale in (1.0, 0.0):
+        with scale_offsets(model, scale), record(model) as trace, torch.inference_mode():
+            model(x)
+        layer = trace.deformable[0]
+        arrows, *points = figures.points(image, trace.deformable).axes[0].collections
+        reference, deformed = (np.asarray(marks.get_offsets()) for marks in points)
+        expected = layer.pixels(layer.deformed[0, 0], (32, 48)).reshape(-1, 2).flip(-1)  # Matplotlib wants (x, y)
+        np.testing.assert_allclose(deformed, expected.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(np.stack([arrows.U, arrows.V], 1), deformed - reference, atol=1e-4)
+        moved = np.abs(deformed - reference).max()
+        assert moved > 0.1 if scale else moved < 1e-4
 
 
 def test_figure_without_matplotlib_names_the_extra(monkeypatch, capsys):
@@ -260,6 +371,11 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
         (["predict"], "no images: name files or folders"),
         (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
         (["predict", "sample", "--top", "0"], "top must be at least 1, got 0"),
+        (
+            ["predict", "sample", "--model", "https://example.com/a.safetensors"],
+            "'https://example.com/a.safetensors': an address; download the file and give its path",
+        ),
+        (["eval", "--data", "sample", "--model", "hf-hub:someone/model"], "'hf-hub:someone/model': an address"),
         (["eval", "--data", "sample", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
         (["eval", "--data", "sample", "--batch-size", "0"], "batch_size must be at least 1"),
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),

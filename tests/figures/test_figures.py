@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from xml.etree import ElementTree
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 
 from deformvit import DeformableAttention, UserError, figures, load_model, record
+from deformvit.figures.common import COLOURS
 from deformvit.figures.offsets import flow_colours
 from deformvit.models.importance import key_importance
 
 HW = (40, 72)
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,21 @@ def test_keys_are_those_of_highest_score(trace, image):
 
 
 def test_keys_of_a_point_begin_at_its_query(trace, image):
-    everywhere, one = (circles(figures.keys(image, trace.deformable, point=p).axes[1])[1] for p in (None, (3.0, 70.0)))
-    assert not np.allclose(everywhere, one)
+    layers = trace.deformable
+    panel = figures.keys(image, layers, point=(3.0, 70.0), count=20).axes[1]
+    _, areas = circles(panel)
+    everywhere = circles(figures.keys(image, layers, count=20).axes[1])[1]
+    query = layers[-1].query_at((3.0, 70.0), HW)
+    scores, others = (
+        torch.cat([entry.scores.flatten() for entry in key_importance(layers, 0, chosen)]).topk(20).values.flip(0)
+        for chosen in (query, None)
+    )
+    np.testing.assert_allclose(areas, 260 * (scores / scores.max()).numpy(), rtol=1e-4)
+    assert not np.allclose(everywhere, areas, rtol=0.1)
+    np.testing.assert_allclose(everywhere, 260 * (others / others.max()).numpy(), rtol=1e-4)
+    row, column = divmod(query, layers[-1].feature_hw[1])
+    y, x = layers[-1].index_pixels(torch.tensor([row, column], dtype=torch.float32), HW).tolist()
+    assert panel.collections[-1].get_offsets().tolist() == [pytest.approx([x, y])]
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -136,7 +153,10 @@ def test_offsets_draw_a_panel_a_group(trace, image):
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert sum("group" in title for title in titles) == sum(layer.deformed.shape[1] for layer in trace.deformable)
     drawn = next(axis for axis in figure.axes if axis.get_title(loc="left").startswith("group 1"))
-    assert drawn.images[0].get_array().shape[:2] == trace.deformable[0].reference.shape[:2]
+    layer = trace.deformable[0]
+    move = layer.pixels(layer.deformed[0, 0], HW) - layer.pixels(layer.reference, HW)
+    longest = max(entry.largest for entry in figures.offset_statistics([layer], HW))
+    np.testing.assert_allclose(drawn.images[0].get_array(), flow_colours(move, longest), atol=1e-6)
 
 
 def test_objects_are_the_last_layers_of_the_last_two_stages(trace, image):
@@ -201,10 +221,39 @@ def test_wrong_arguments_are_told(trace, image, draw, message):
         draw(trace, image)
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_they_are_saved(trace, image, tmp_path, suffix):
-    path = tmp_path / f"keys.{suffix}"
-    figures.keys(image, trace.deformable, title="$1$.png").savefig(path, dpi=60)
-    assert path.stat().st_size > 5000
-    if suffix == "png":
-        assert len(np.unique(matplotlib.image.imread(path).reshape(-1, 4), axis=0)) > 100
+def test_a_saved_picture_shows_image_and_points(trace, image, tmp_path):
+    """The pixels at the drawn places have the colours of the groups, and beside them those of the image."""
+    plain = torch.zeros_like(image)
+    plain[2] = 1
+    layer = trace.deformable[-1]
+    figure = figures.points(plain, [layer], title="$1$.png")
+    figure.savefig(tmp_path / "points.png", dpi=200)
+    width, height = (round(200 * inches) for inches in figure.get_size_inches())
+    pixels = matplotlib.image.imread(tmp_path / "points.png")[..., :3]
+    assert pixels.shape == (height, width, 3)
+    figure.set_dpi(200)
+    for group, axis in enumerate(figure.axes):
+        places = layer.pixels(layer.deformed[0, group], HW).reshape(-1, 2).flip(-1).numpy()
+        column, row = axis.transData.transform(places).round().astype(int).T
+        expected = matplotlib.colors.to_rgb(COLOURS[group])
+        inside = (column >= 0) & (column < width) & (row > 0) & (row < height)
+        same = np.abs(pixels[height - 1 - row[inside], column[inside]] - expected).max(1) < 0.01
+        assert same.mean() > 0.9  # of points that lie one on another, one may be an edge
+        blue = np.abs(pixels - [0.1, 0.1, 1]).max(2) < 0.01  # drawn at 0.9 over white
+        left, right = (int(x) for x in axis.transData.transform([(0, 0), (HW[1], 0)])[:, 0])
+        assert blue[:, left:right].sum() > 0.5 * (right - left) ** 2 * HW[0] / HW[1]
+    assert (pixels[:5] == 1).all()  # the margin is white
+
+
+def test_figures_are_saved_as_vectors(trace, image, tmp_path):
+    figure = figures.keys(image, trace.deformable, title="$1$.png", count=20)
+    figure.savefig(tmp_path / "keys.svg")
+    root = ElementTree.parse(tmp_path / "keys.svg").getroot()
+    (circles_drawn,) = [group for group in root.iter(f"{SVG}g") if group.get("id", "").startswith("PathCollection")]
+    assert len(list(circles_drawn.iter(f"{SVG}use")) or list(circles_drawn.iter(f"{SVG}path"))) == 20
+    assert len(list(root.iter(f"{SVG}image"))) == 2
+    figure.savefig(tmp_path / "keys.pdf")
+    content = (tmp_path / "keys.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.rstrip().endswith(b"%%EOF")
+    assert content.count(b"/Subtype /Image") == 2  # both panels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 
-from deformvit import UserError, push_to_hub, save_for_hub
+from deformvit import UserError, load, push_to_hub, save_for_hub
 
 SMALL = {
     "dims": (8, 16, 32, 64), "num_heads": (2, 2, 4, 4), "groups": (1, 1, 2, 2), "depths": (2, 2, 2, 2),
@@ -29,6 +31,29 @@ def test_saved_and_loaded(tmp_path):
     assert "num_classes" not in config["model_args"]  # transformers passes it as well, and calls twice the same
     assert "drop_path_rate" not in config["model_args"]
     assert "library_name: timm" in (tmp_path / "repo" / "README.md").read_text()
+
+
+def test_given_configuration_replaces_the_models(tmp_path):
+    model = timm.create_model("dat_tiny", **SMALL).eval()
+    before = dict(model.pretrained_cfg)
+    given = {
+        "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 96, 96], "crop_pct": 0.75, "license": "mit",
+        "paper_name": "ours",
+    }  # fmt: skip
+    save_for_hub(model, tmp_path, classes=["cat", "dog", "fox"], config=given)
+    assert model.pretrained_cfg == before
+    stored = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert {name: stored[name] for name in given} == given
+    assert stored["interpolation"] == before["interpolation"]  # what is not given is the model's
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    told = timm.data.resolve_model_data_config(again)
+    assert (told["mean"], told["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert (told["input_size"], told["crop_pct"]) == ((3, 96, 96), 0.75)
+    predictor = load(tmp_path, device="cpu")
+    assert (predictor.description.mean, predictor.description.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    grey = Image.new("RGB", (50, 60), (51, 51, 51))
+    expected = torch.tensor([(0.2 - 0.1) / 0.4, (0.2 - 0.2) / 0.5, (0.2 - 0.3) / 0.6])
+    torch.testing.assert_close(predictor.transform(grey), expected[:, None, None].expand(3, 96, 96))
 
 
 def test_other_classes_and_channels(tmp_path):
@@ -65,11 +90,11 @@ def test_upload_sends_the_same_folder(monkeypatch):
             sent["repository"] = repository
 
         def upload_folder(self, repo_id, folder_path):
-            from pathlib import Path
-
             sent["files"] = sorted(path.name for path in Path(folder_path).iterdir())
+            sent["mean"] = json.loads((Path(folder_path) / "config.json").read_text())["pretrained_cfg"]["mean"]
             return "address"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert push_to_hub(timm.create_model("dat_tiny", **SMALL), "me/mine") == "address"
-    assert sent == {"repository": "me/mine", "files": ["README.md", "config.json", "model.safetensors"]}
+    assert push_to_hub(timm.create_model("dat_tiny", **SMALL), "me/mine", mean=[0.1, 0.2, 0.3]) == "address"
+    written = ["README.md", "config.json", "model.safetensors"]
+    assert sent == {"repository": "me/mine", "files": written, "mean": [0.1, 0.2, 0.3]}

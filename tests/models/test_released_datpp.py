@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from deformvit import DAT, cli, load_model, load_released, model_from_released
+from deformvit import DAT, DeformableAttention, cli, load_model, load_released, model_from_released
+from deformvit.figures.common import COLOURS
 from deformvit.models.released import config as released_config
 from deformvit.models.released.files import convert_file
 from deformvit.models.released.weights import ConversionError
@@ -62,9 +63,13 @@ def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
     assert info.classes == []
     source = str(tmp_path / "out.safetensors")
     cli.main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # has deformed points too
+    groups = max(module.points.groups for module in model.modules() if isinstance(module, DeformableAttention))
     with Image.open(tmp_path / "cat_points.png") as figure:
         assert min(figure.size) > 200
-        assert len(figure.convert("RGB").getcolors(figure.width * figure.height)) > 10_000  # the photo, with points
+        colours = figure.convert("RGB").getcolors(figure.width * figure.height)
+    assert len(colours) > 10_000  # the photo
+    points = {tuple(bytes.fromhex(colour[1:])) for colour in COLOURS[:groups]}
+    assert points <= {colour for _, colour in colours}
     for command in (["predict", "photo"], ["eval", "--data", "sample"]):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command, "--model", source])

@@ -86,7 +86,11 @@ def test_runs_are_trained_once_and_fill_the_table(images, tmp_path, monkeypatch,
     assert "data, 2 epochs, top-1" in printed.out
     cli.main(["table", "7", "--runs", str(tmp_path / "runs")])
     assert row in capsys.readouterr().out
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(folder / "curves.png") as curves:
+        colours = curves.convert("RGB").getcolors(curves.width * curves.height)
+    shown = {colour for _, colour in colours}
+    assert {(31, 119, 180), (255, 127, 14)} <= shown  # the lines of two rows, Matplotlib's first two colours
+    assert (44, 160, 44) not in shown  # there is no third
 
     before = (folder / "second-seed1" / "metrics.jsonl").stat().st_mtime_ns
     cli.main(command)
@@ -95,8 +99,9 @@ def test_runs_are_trained_once_and_fill_the_table(images, tmp_path, monkeypatch,
 
 
 def test_an_unknown_row_is_refused(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["ablate", "main", "--data", "sample", "--rows", "1", "9"])
+    assert stop.value.code == 1
     assert "rows must be from 1 to 5 for main, got 9" in capsys.readouterr().err
 
 
