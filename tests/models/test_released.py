@@ -146,6 +146,7 @@ def test_whole_yaml_in_capitals(case):
         ({"heads": None}, "heads: expected 4 values.*got None"),
         ({"window_sizes": 7}, "window_sizes: expected 4 values.*got 7"),
         ({"offset_range_factor": ["two"] * 4}, "offset_range_factor: 'two' is not of type number"),
+        ({"use_conv_patches": "no"}, "use_conv_patches: expected true or false, got 'no'"),
         ({"use_pes": [1, 1, 1, 1]}, "use_pes: 1 is not of type bool"),
         ({"expansion": "four"}, "expansion: expected a number of at least 0, got 'four'"),
         ({"heads": [3, 2, 4, 8]}, "dim=8, num_heads=3"),

@@ -18,18 +18,17 @@ def run(
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep",
     image_args: dict[str, str] = {},  # noqa: B006 - tyro reads it, nobody writes it
 ) -> None:
-    """Turn a released checkpoint (or a model file of ours) into a safetensors model file; nothing in it is executed.
+    """Convert a released checkpoint to a model file; nothing in the checkpoint is executed.
 
     Args:
-        source: the released .pth, or a .safetensors file.
-        target: the .safetensors file to write.
-        model: the model that it belongs to, e.g. dat_tiny; not needed with `config` or for a model file of ours.
-        config: the released YAML of the checkpoint, instead of `model`.
-        classes: a text file with the name of a class on each line; numbers otherwise.
-        dtype: what weights are stored as.
-        image_args: what the model is fed: img_size, crop_pct, resize; by default as the model was published.
+        source: the released .pth file, its weights as .safetensors, or a model file.
+        target: the model file to write, ending in .safetensors.
+        model: registered name of the model, such as dat_tiny; a model file knows its own.
+        config: the released YAML file of the checkpoint, instead of `model`.
+        classes: a text file with the name of a class on each line; by default classes are numbered.
+        dtype: data type of the stored weights.
+        image_args: preprocessing of the evaluation: img_size, crop_pct, resize; by default as published.
     """
     from deformvit.models.released.files import convert_file
 
-    shape = convert_file(source, target, model, config, classes, dtype, image_args)
-    print(f"{target}: {shape}")
+    print(f"{target}: {convert_file(source, target, model, config, classes, dtype, image_args)}")

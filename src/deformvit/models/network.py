@@ -255,17 +255,18 @@ class DAT(nn.Module):
         Raises:
             ValueError: a size below 1, or another number of window sizes than stages.
         """
-        if img_size is not None:
-            self.img_size = to_2tuple(img_size)
-            if min(self.img_size) < 1:
-                raise ValueError(f"img_size must be positive, got {self.img_size}")
+        size = self.img_size if img_size is None else to_2tuple(img_size)
+        if min(size) < 1:
+            raise ValueError(f"img_size must be positive, got {size}")
         windows = [window_size] * len(self.stages) if isinstance(window_size, int | None) else list(window_size)
         if len(windows) != len(self.stages):
             raise ValueError(f"window_size must have one value for each of {len(self.stages)} stages, got {windows}")
-        for stage, size, window in zip(self.stages, self._table_sizes(), windows, strict=False):
+        self.img_size = size
+        # Pruned models have fewer stages than table sizes.
+        for stage, table_size, window in zip(self.stages, self._table_sizes(), windows, strict=False):
             for module in stage.modules():
                 if isinstance(module, DeformableAttention):
-                    module.set_table_size(size)
+                    module.set_table_size(table_size)
                 elif isinstance(module, WindowAttention) and window is not None:
                     module.set_window_size(window)
         if img_size is not None and isinstance(getattr(self, "pretrained_cfg", None), dict):  # of timm's factory
@@ -348,12 +349,12 @@ class DAT(nn.Module):
 
         The centre of a patch is its middle; overlapping kernels are centred on every n-th pixel.
         """
-        first = self.patch_size / 2 if self.embed in ("patch", "deformable") else 0.5
+        origin = self.patch_size / 2 if self.embed in ("patch", "deformable") else 0.5
         geometry = {}
         for i, stride in enumerate(self.strides):
             if i > 0 and self.downsample != "conv":  # an even kernel, centred between two pixels
-                first += self.strides[i - 1] / 2
-            geometry[f"stages.{i}"] = (stride, first)
+                origin += self.strides[i - 1] / 2
+            geometry[f"stages.{i}"] = (stride, origin)
         return geometry
 
     def get_classifier(self) -> nn.Module:

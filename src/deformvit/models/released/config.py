@@ -26,14 +26,9 @@ _IGNORED_KEYS_DATPP = {  # without effect on supported blocks; some exist in DAT
     "heads_q", "ksize_qnas", "nqs", "qna_activation", "lower_lr_kvs", "deform_groups", "local_orf", "local_kv_sizes",
     "offset_pes", "out_indices", "use_checkpoint", "use_checkpoints", "init_cfg", "type",
 }  # fmt: skip
-_KEYS_DATPP = {
-    "ksizes",
-    "nat_ksizes",
-    "use_lpus",
-    "layer_scale_values",
-    "log_cpb",
-    "use_cmt_mlps",
-} | _IGNORED_KEYS_DATPP
+_KEYS_DATPP = _IGNORED_KEYS_DATPP | {
+    "ksizes", "nat_ksizes", "use_lpus", "layer_scale_values", "log_cpb", "use_cmt_mlps",
+}  # fmt: skip
 
 
 class _Yaml:
@@ -46,9 +41,8 @@ class _Yaml:
         self.values = {str(key).lower(): value for key, value in config.items()}
         specs = self.values.get("stage_spec") or ()
         letters = {letter for stage in specs if isinstance(stage, list | tuple) for letter in map(str, stage)}
-        self.is_datpp = bool(self.values.keys() & _KEYS_DATPP) or bool(
-            letters & (_BLOCKS_DATPP.keys() - _BLOCKS.keys())
-        )
+        letters_datpp = _BLOCKS_DATPP.keys() - _BLOCKS.keys()
+        self.is_datpp = bool(self.values.keys() & _KEYS_DATPP or letters & letters_datpp)
 
         unknown = sorted(self.values.keys() - _KEYS - (_KEYS_DATPP if self.is_datpp else set()))
         if unknown:
@@ -160,7 +154,10 @@ def released_args(config: Mapping[str, Any]) -> dict[str, Any]:
     use, dwc, fixed, log_cpb = (yaml.flags(key) for key in ("use_pes", "dwc_pes", "fixed_pes", "log_cpb"))
     positions = [_position(i + 1, use[i], dwc[i], fixed[i], log_cpb[i], yaml.is_datpp) for i in range(len(yaml.depths))]
     no_offsets = yaml.flags("no_offs")
-    overlapping, patch_size = yaml.values.get("use_conv_patches", False), yaml.number("patch_size", 4, int)
+    patch_size = yaml.number("patch_size", 4, int)
+    overlapping = yaml.values.get("use_conv_patches", False)
+    if not isinstance(overlapping, bool):
+        raise ConversionError(f"use_conv_patches: expected true or false, got {overlapping!r}")
     arguments = {
         "img_size": yaml.number("img_size", 224, int),
         "patch_size": patch_size,
