@@ -84,6 +84,13 @@ def test_citation_is_of_this_version_and_both_papers():
         assert bibtex[1].count(f"{{{names}}}") == 2
 
 
+def test_readme_lists_the_extras():
+    extras = re.search(r"optional-dependencies\]\n(.*?)\n\n", read("pyproject.toml"), re.DOTALL)
+    assert extras is not None
+    names = set(re.findall(r"^(\w+) = \[", extras[1], re.MULTILINE)) - {"docs", "dev"}
+    assert names == set(re.findall(r'^\| `pip install "\.\[(\w+)\]"`', read("README.md"), re.MULTILINE))
+
+
 def test_paths_in_contributing_exist():
     for path in re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", read("CONTRIBUTING.md")):
         assert (ROOT / path).exists(), path
