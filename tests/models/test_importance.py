@@ -22,9 +22,9 @@ def layers():
 
 @pytest.mark.parametrize("query", [None, 3])
 def test_scores_of_a_layer_sum_to_one(layers, query):
-    found = key_importance(layers, 1, query)
-    assert [entry.layer for entry in found] == layers
-    for entry in found:
+    importances = key_importance(layers, 1, query)
+    assert [entry.layer for entry in importances] == layers
+    for entry in importances:
         assert entry.scores.shape == entry.keys.shape[:2]
         assert entry.scores.sum().item() == pytest.approx(1, abs=1e-5)
         expected = grid.to_index(entry.layer.deformed[1].flatten(1, 2), entry.layer.feature_hw)
@@ -34,23 +34,23 @@ def test_scores_of_a_layer_sum_to_one(layers, query):
 def test_one_layer_is_mean_attention(layers):
     """Written out for the last layer, with loops."""
     layer = layers[-1]
-    (found,) = key_importance([layer])
+    (importance,) = key_importance([layer])
     height, width = layer.feature_hw
     weights = layer.attend(list(range(height * width))).weights
     heads_per_group = layer.num_heads // layer.deformed.shape[1]
-    for group in range(found.scores.shape[0]):
-        for n in range(found.scores.shape[1]):
+    for group in range(importance.scores.shape[0]):
+        for n in range(importance.scores.shape[1]):
             total = 0.0
             for m in range(group * heads_per_group, (group + 1) * heads_per_group):
                 total += float(weights[m, :, n].mean())
-            assert float(found.scores[group, n]) == pytest.approx(total / layer.num_heads, rel=1e-4)
+            assert float(importance.scores[group, n]) == pytest.approx(total / layer.num_heads, rel=1e-4)
 
 
 def test_of_one_query_the_last_layer_is_its_attention(layers):
     layer = layers[-1]
-    found = key_importance(layers, query=2)[-1]
-    weights = layer.attend([2]).weights[:, 0].unflatten(0, (found.scores.shape[0], -1)).sum(1) / layer.num_heads
-    torch.testing.assert_close(found.scores, weights)
+    importance = key_importance(layers, query=2)[-1]
+    weights = layer.attend([2]).weights[:, 0].unflatten(0, (importance.scores.shape[0], -1)).sum(1) / layer.num_heads
+    torch.testing.assert_close(importance.scores, weights)
 
 
 def test_weight_follows_what_keys_sample():
@@ -65,8 +65,8 @@ def test_weight_follows_what_keys_sample():
         )
     with torch.no_grad(), record(network) as trace:
         network(torch.randn(1, 4, *size))
-    found = key_importance(trace.deformable)
-    for entry, place in zip(found, ((3.0, 0.0), (1.0, 4.0)), strict=True):
+    importances = key_importance(trace.deformable)
+    for entry, place in zip(importances, ((3.0, 0.0), (1.0, 4.0)), strict=True):
         torch.testing.assert_close(entry.keys[0], torch.tensor(place).expand(35, 2), atol=1e-5, rtol=0)
 
     # Now the first layer attends by what it is asked: only the query at (1, 4) has a key that differs.

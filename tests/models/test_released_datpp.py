@@ -82,12 +82,12 @@ def test_yaml_of_a_fine_tuned_model_says_how_it_is_evaluated(second, tmp_path):
     import yaml
 
     torch.save({"model": {k: v.float() for k, v in second.state_dict().items()}}, tmp_path / "micro.pth")
-    whole = {"MODEL": {"DAT": second.config}, "DATA": {"IMG_SIZE": 192}, "TEST": {"CROP": False}}
-    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(whole))
+    config = {"MODEL": {"DAT": second.config}, "DATA": {"IMG_SIZE": 192}, "TEST": {"CROP": False}}
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(config))
     convert_file(tmp_path / "micro.pth", tmp_path / "out.safetensors", config=tmp_path / "micro.yaml")
     model, info = load_model(str(tmp_path / "out.safetensors"))
     assert (info.img_size, info.crop_pct, info.resize, model.img_size) == (192, 1.0, "square", (128, 128))
-    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(whole | {"DATA": {"IMG_SIZE": "big"}}))
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(config | {"DATA": {"IMG_SIZE": "big"}}))
     with pytest.raises(ConversionError, match=r"DATA\.IMG_SIZE.*'big'"):
         convert_file(tmp_path / "micro.pth", tmp_path / "out.safetensors", config=tmp_path / "micro.yaml")
 
@@ -96,11 +96,13 @@ def test_timm_reads_a_detector_and_a_classifier_as_they_are(golden, tmp_path):
     weights = {name: value.float() for name, value in golden("datpp_tiny").state_dict().items()}
     torch.save({"model": weights}, tmp_path / "classifier.pth")
     overlay = {"file": str(tmp_path / "classifier.pth")}
-    whole = timm.create_model("datpp_tiny", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    classifier = timm.create_model("datpp_tiny", pretrained=True, pretrained_cfg_overlay=overlay).eval()
     features = timm.create_model(
         "datpp_tiny", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, in_chans=1
     )
-    assert torch.equal(features.model.stages[2].blocks[0].attn.qkv.weight, whole.stages[2].blocks[0].attn.qkv.weight)
+    assert torch.equal(
+        features.model.stages[2].blocks[0].attn.qkv.weight, classifier.stages[2].blocks[0].attn.qkv.weight
+    )
     backbone = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("cls_")}
     for stage, dim in enumerate((64, 128, 256, 512)):
         backbone |= {f"backbone.norms.{stage}.norm.{kind}": torch.full((dim,), 2.0) for kind in ("weight", "bias")}
@@ -110,7 +112,7 @@ def test_timm_reads_a_detector_and_a_classifier_as_they_are(golden, tmp_path):
         features_only=True, output_norms=True,
     )  # fmt: skip
     assert maps.model.output_norms[1].weight.unique().tolist() == [2.0]
-    assert torch.equal(maps.model.stages[2].blocks[0].attn.qkv.weight, whole.stages[2].blocks[0].attn.qkv.weight)
+    assert torch.equal(maps.model.stages[2].blocks[0].attn.qkv.weight, classifier.stages[2].blocks[0].attn.qkv.weight)
     with pytest.raises(ConversionError, match="another architecture"):
         timm.create_model("dat_tiny", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
 

@@ -1,4 +1,4 @@
-"""What timm asks of every model of its own, asked of every registered name."""
+"""The tests that timm has for its own models, for every registered name."""
 
 from __future__ import annotations
 

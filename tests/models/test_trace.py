@@ -61,12 +61,12 @@ def test_attention_weights_of_every_layer_sum_to_one(name):
         model(torch.randn(2, 3, 70, 104))
     for layer in trace.layers:
         height, width = layer.feature_hw
-        found = layer.attend([0, height * width - 1], image=1)
-        assert found.weights.shape[:2] == (layer.num_heads, 2)
-        torch.testing.assert_close(found.weights.sum(-1), torch.ones(layer.num_heads, 2))
+        attention = layer.attend([0, height * width - 1], image=1)
+        assert attention.weights.shape[:2] == (layer.num_heads, 2)
+        torch.testing.assert_close(attention.weights.sum(-1), torch.ones(layer.num_heads, 2))
         other = layer.attend([0, height * width - 1], image=0)
-        if found.weights.shape[-1] > 1 and layer.kind != "deformable_detr":  # which begins with equal weights
-            assert not torch.equal(found.weights, other.weights)
+        if attention.weights.shape[-1] > 1 and layer.kind != "deformable_detr":  # which begins with equal weights
+            assert not torch.equal(attention.weights, other.weights)
 
 
 def test_records_in_bfloat16():

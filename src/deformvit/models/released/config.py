@@ -84,7 +84,7 @@ class _Yaml:
 
     def blocks(self) -> tuple[tuple[str, ...], ...]:
         """Names of the blocks of each stage, from the letters in ``stage_spec``."""
-        known = _BLOCKS_DATPP if self.is_datpp else _BLOCKS
+        names = _BLOCKS_DATPP if self.is_datpp else _BLOCKS
         blocks = []
         for i, (letters, depth) in enumerate(
             zip(self.per_stage("stage_spec", (list, tuple)), self.depths, strict=True)
@@ -94,12 +94,12 @@ class _Yaml:
                     f"stage {i + 1}: stage_spec has {len(letters)} blocks {letters}, depths says {depth}"
                 )
             for letter in letters:
-                if not isinstance(letter, str) or letter not in known:
+                if not isinstance(letter, str) or letter not in names:
                     reason = _UNSUPPORTED_BLOCKS.get(str(letter), "unknown") if self.is_datpp else "unknown"
                     raise ConversionError(
-                        f"stage {i + 1}: unknown block {letter!r} ({reason}); expected one of {', '.join(known)}"
+                        f"stage {i + 1}: unknown block {letter!r} ({reason}); expected one of {', '.join(names)}"
                     )
-            blocks.append(tuple(known[letter] for letter in letters))
+            blocks.append(tuple(names[letter] for letter in letters))
         return tuple(blocks)
 
 
@@ -125,7 +125,7 @@ def released_args(config: Mapping[str, Any]) -> dict[str, Any]:
     released constructors.
 
     Args:
-        config: the mapping, with keys in any case, or the content of a whole YAML file.
+        config: the mapping, with keys in any case, or the content of a complete YAML file.
 
     Raises:
         ConversionError: unknown, missing or contradictory keys, or values of another type, named.
@@ -219,7 +219,7 @@ def model_from_released(config: Mapping[str, Any], **changes: Any) -> DAT:
     """The model that the ``MODEL.DAT`` mapping of a released YAML file describes, with fresh weights.
 
     Args:
-        config: the mapping, or the content of a whole YAML file; also the ``backbone`` of a configuration of
+        config: the mapping, or the content of a complete YAML file; also the ``backbone`` of a configuration of
             DAT-Detection or DAT-Segmentation.
         changes: arguments of :class:`~deformvit.models.network.DAT` that replace the configuration's, such as
             ``output_norms=True, num_classes=0`` for the backbone of a detector.
