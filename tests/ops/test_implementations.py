@@ -75,7 +75,7 @@ def test_outputs_and_gradients(impl, case, convention, small_tiles):
     """Against the reference in float64; kernels, in float32, within its rounding: of sums, for the gradients."""
     tensors, hw = inputs(case)
     if impl == "cpu" and len(hw) == 3:
-        pytest.skip("kernels know maps and sequences")
+        pytest.skip("the kernels take maps and sequences only")
     expected = results("reference", tensors, hw, convention)
     if impl == "tiled":
         for ours, theirs in zip(results(impl, tensors, hw, convention), expected, strict=True):
@@ -110,7 +110,7 @@ def test_without_a_table(impl, small_tiles):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_low_precision_is_no_worse_than_the_reference(impl, dtype, small_tiles):
     if impl == "cpu" and dtype == torch.float16:
-        pytest.skip("the CPU kernels know float32 and bfloat16")
+        pytest.skip("the CPU kernels take float32 and bfloat16 only")
     tensors, hw = inputs("many tiles")
     exact = results("reference", tensors, hw)
     low = [t.detach().to(dtype if i < 3 else torch.float32).requires_grad_() for i, t in enumerate(tensors)]
@@ -315,7 +315,7 @@ def test_automatic_choice_on_the_cpu():
 
 
 def test_without_compiled_kernels(monkeypatch):
-    """As installed where there is no compiler: auto takes what is there, the name says what is missing."""
+    """As installed where there is no compiler: auto takes another implementation, the name raises and says why."""
     monkeypatch.setattr(library, "MISSING", "the CPU kernels were not compiled")
     tensors, hw = inputs("one tile", torch.float32)
     assert choose(*tensors, query_hw=hw).impl == "tiled"

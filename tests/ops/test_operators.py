@@ -44,7 +44,7 @@ def test_pytorch_finds_no_fault_with_the_operator():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(dynamic):
-    """The operator stays whole, for one size or for changing ones."""
+    """The operator stays one node of the graph, for one size or for changing ones."""
     torch._dynamo.reset()
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     given = tensors()

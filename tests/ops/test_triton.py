@@ -1,7 +1,7 @@
 """Fused kernels against the reference in float64.
 
 Without a GPU they run in Triton's interpreter, which has to be on when Triton is first imported: ``TestInterpreted`` is
-collected only then, and otherwise one test runs it in a process of its own.
+collected only then, and otherwise one test runs it in a subprocess.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ class TestInterpreted:
             (gradient,) = torch.autograd.grad(out, table, torch.full_like(out, bad), retain_graph=True)
             assert gradient.isnan().all()
 
-    def test_positions_that_are_no_numbers(self, small_blocks):
+    def test_positions_that_are_not_finite(self, small_blocks):
         tensors, hw = inputs("a group a head")
         bad = tensors[3].detach().clone()
         bad[0, 0, 3, 0], bad[0, 0, 7, 1] = torch.nan, torch.nan
@@ -291,7 +291,7 @@ class TestInterpreted:
         found = results(ours, tensors, hw)
         good = doubled([t[1:] for t in tensors[:4]])
         assert_agree([found[0][1:]], [attend(reference, [*good, tensors[4].detach().double()], hw)])
-        assert found[0][0, 0].isnan().all()  # the group's head, as for a key that is no number
+        assert found[0][0, 0].isnan().all()  # the group's head, as for a key that is NaN
         assert found[0][0, 1:].isfinite().all()
 
         far = bad.detach().clone()
