@@ -143,12 +143,26 @@ def test_corrupt_images_are_named(tmp_path, damage):
         open_split(str(tmp_path), "val")[0]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("P", 1, (9, 200, 30)),
+        ("RGBA", (9, 200, 30, 128), (9, 200, 30)),  # transparency is dropped
+        ("1", 1, (255, 255, 255)),
+        ("I;16", 77 << 8, (77, 77, 77)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
-    Image.new(mode, (8, 6)).save(folder / "a.png")
-    assert open_split(str(tmp_path), "train")[0][0].mode == "RGB"
+    image = Image.new(mode, (8, 6), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 9, 200, 30])
+    image.save(folder / "a.png")
+    decoded, _ = open_split(str(tmp_path), "train")[0]
+    assert (decoded.mode, decoded.size) == ("RGB", (8, 6))
+    assert decoded.getcolors() == [(48, expected)]
 
 
 def test_eval_resizes_as_asked():

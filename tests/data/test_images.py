@@ -112,6 +112,24 @@ def test_photos_are_turned_when_asked():
     assert np.array_equal(decode(buffer.getvalue(), "photo"), stored)
 
 
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_become_eight(format_name):
+    """Converted by Pillow alone, all but the first two pixels would be white."""
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    if format_name == "PPM":
+        buffer.write(b"P5 5 1 65535 " + values.astype(">u2").tobytes())
+    else:
+        exif = Image.Exif()
+        if format_name == "PNG":
+            exif[0x0112] = 3  # upside down
+        Image.fromarray(values).save(buffer, format_name, exif=exif)
+    decoded = np.asarray(decode(buffer.getvalue(), "scan"))
+    assert decoded.tolist() == [[[value] * 3 for value in (0, 0, 1, 128, 255)]]
+    if format_name == "PNG":
+        assert np.array_equal(decode(buffer.getvalue(), "scan", upright=True), decoded[:, ::-1])
+
+
 def test_every_reader_finds_the_same_suffixes(tmp_path):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)

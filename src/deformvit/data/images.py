@@ -43,9 +43,19 @@ def decode(source: bytes | Path, name: str, upright: bool = False) -> Image.Imag
     try:
         content = io.BytesIO(source) if isinstance(source, bytes) else _regular(source)
         with Image.open(content, formats=FORMATS) as image:
-            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+            pixels = _eight_bits(image)
+            return (ImageOps.exif_transpose(pixels) if upright else pixels).convert("RGB")
     except _DAMAGE as error:
         raise UnreadableImage(f"{name}: not a readable image ({_reason(error)})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high byte of 16-bit grayscale, which Pillow's conversion to RGB would clip at 255; other images unchanged."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        high = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        high.info = image.info  # with the orientation
+        return high
+    return image
 
 
 def image_size(path: Path) -> tuple[int, int]:
