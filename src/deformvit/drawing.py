@@ -145,7 +145,7 @@ def _captioned(picture: Image.Image, entries: list[tuple[tuple[int, int, int] | 
     captioned = Image.new("RGB", (picture.width, picture.height + round(y + 1.5 * side)), "white")
     captioned.paste(picture, (0, 0))
     draw = ImageDraw.Draw(captioned)
-    for (colour, text), (left, top) in zip(entries or [(None, "nothing")], corners or [(x, y)], strict=True):
+    for (colour, text), (left, top) in zip(entries or [(None, "no objects")], corners or [(x, y)], strict=True):
         top += picture.height
         if colour:
             draw.rectangle([left, top, left + side, top + side], fill=colour)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -179,26 +181,79 @@ def test_eval_resizes_as_asked():
     torch.testing.assert_close(shorter[:, :, 0], torch.zeros(3, 50))
 
 
-@pytest.mark.parametrize(
-    "augment",
-    [
-        AugmentConfig(),
-        AugmentConfig(crop="none", auto_augment=""),
-        AugmentConfig(crop="padded", auto_augment="", random_erasing=0.25),
-    ],
-)
-def test_train_transform_gives_normalised_tensors(augment):
-    transform = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), augment)
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
+PLAIN = AugmentConfig(crop="none", hflip=0.0, color_jitter=0.0, auto_augment="")
+
+
+def normalised(colour):
+    """(3, 1, 1)"""
+    return ((torch.tensor(colour) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("crop", ["none", "padded", "resized"])
+def test_training_normalises_by_mean_and_std(crop):
+    transform = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), replace(PLAIN, crop=crop))
     for size in ((28, 28), (100, 37)):
-        out = transform(Image.effect_noise(size, 80).convert("RGB"))
-        assert out.shape == (3, 40, 40)
-        assert torch.isfinite(out).all()
+        out = transform(Image.new("RGB", size, (51, 102, 204)))
+        torch.testing.assert_close(out, normalised((51.0, 102.0, 204.0)).expand(3, 40, 40))
 
 
-def test_train_transform_normalises_each_channel():
-    plain = AugmentConfig(crop="none", auto_augment="", color_jitter=0.0)
-    out = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), plain)(
-        Image.new("RGB", (28, 50), (51, 102, 255))
-    )
-    expected = [(value - mean) / std for value, mean, std in zip((0.2, 0.4, 1.0), MEAN, STD, strict=True)]
-    torch.testing.assert_close(out, torch.tensor(expected)[:, None, None].expand(3, 40, 40))
+def test_evaluation_normalises_by_mean_and_std():
+    for resize in ("shorter", "square"):
+        out = eval_transform(40, 0.9, resize, MEAN, STD)(Image.new("RGB", (90, 61), (51, 102, 204)))
+        torch.testing.assert_close(out, normalised((51.0, 102.0, 204.0)).expand(3, 40, 40))
+
+
+def columns(transform, side=64):
+    """Columns of an image whose red is its column, as a transform returns it: (H, W) in pixels."""
+    red = np.broadcast_to(np.arange(side, dtype=np.uint8) * 2, (side, side))
+    image = Image.fromarray(np.stack([red, red * 0, red * 0], -1))
+    return transform(image)[0] * 255 / 2
+
+
+def test_crops():
+    """Of an image as large as the result: the whole; itself moved by up to an eighth; a part of random area."""
+    data = DataConfig(img_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    expected = torch.arange(64.0).expand(64, 64)
+    torch.testing.assert_close(columns(train_transform(data, PLAIN)), expected, atol=1e-3, rtol=0)
+    padded = train_transform(data, replace(PLAIN, crop="padded"))
+    shifts = {round(float(columns(padded)[0, 32])) - 32 for _ in range(200)}
+    assert shifts == set(range(-8, 9))
+    resized = train_transform(data, replace(PLAIN, crop="resized", scale=(0.25, 0.25)))
+    widths = [float(row.max() - row.min()) for row in (columns(resized)[0] for _ in range(50))]
+    assert min(widths) > 20
+    assert max(widths) < 45  # half of the side, times an aspect of 3 / 4 to 4 / 3
+
+
+def test_flips_as_often_as_asked():
+    data = DataConfig(img_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    for probability, expected in ((0.0, range(1)), (0.5, range(60, 140)), (1.0, range(200, 201))):
+        transform = train_transform(data, replace(PLAIN, hflip=probability))
+        assert sum(bool(row[0] > row[-1]) for row in (columns(transform)[0] for _ in range(200))) in expected
+
+
+def test_random_erasing_replaces_a_part_by_noise():
+    data = DataConfig(img_size=64, mean=MEAN, std=STD)
+    image, colour = Image.new("RGB", (64, 64), (51, 102, 204)), normalised((51.0, 102.0, 204.0))
+    for probability, expected in ((0.0, range(1)), (0.25, range(20, 80)), (1.0, range(195, 201))):
+        transform = train_transform(data, replace(PLAIN, random_erasing=probability))
+        changed = [(transform(image) - colour).abs().amax(0) > 1e-4 for _ in range(200)]
+        assert sum(bool(pixels.any()) for pixels in changed) in expected
+    parts = torch.stack([pixels.float().mean() for pixels in changed if pixels.any()])
+    assert parts.min() > 0.01
+    assert parts.max() < 0.4  # timm's third, and rounding
+
+
+def test_automatic_augmentation_changes_images_and_keeps_their_range():
+    transform = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), replace(PLAIN, auto_augment="rand-m9"))
+    image = Image.effect_noise((50, 50), 80).convert("RGB")
+    plain = train_transform(DataConfig(img_size=40, mean=MEAN, std=STD), PLAIN)(image)
+    low, high = normalised((0.0, 0.0, 0.0)), normalised((255.0, 255.0, 255.0))
+    random.seed(0)  # timm draws from Python's and NumPy's generators
+    np.random.seed(0)
+    different = 0
+    for _ in range(30):
+        out = transform(image)
+        assert ((out >= low - 1e-5) & (out <= high + 1e-5)).all()
+        different += not torch.allclose(out, plain)
+    assert different > 10  # each of two operations is left out half of the time

@@ -1,4 +1,4 @@
-"""Images, boxes and masks are moved together, and what is left of them is said in plain tensors."""
+"""Augmentation keeps images, boxes and masks aligned and returns plain tensors."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
 
 
 def test_photos_are_turned_when_asked():
-    """Orientation 6: the camera was turned clockwise, the first stored row is the right edge of the scene."""
+    """Orientation 6: the camera was turned clockwise, the first stored row is the right edge of the upright image."""
     stored = Image.new("RGB", (8, 5))
     stored.paste((255, 255, 255), (0, 0, 8, 1))
     exif = Image.Exif()

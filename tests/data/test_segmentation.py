@@ -376,7 +376,7 @@ def test_damaged_files_are_named(tmp_path):
 
 @pytest.fixture
 def one_thread():
-    """As in the processes of a loader; two threads wait for each other where something else keeps the cores busy."""
+    """As in loader processes; two threads wait for each other when other programs keep the cores busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

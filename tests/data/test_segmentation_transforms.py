@@ -1,4 +1,4 @@
-"""Images and labels on their way to a segmentation network stay together."""
+"""Augmentation keeps images and labels aligned; evaluation leaves them as they are."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PLAIN = SegmentationDataConfig(
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in the processes of a loader; two threads wait for each other where something else keeps the cores busy."""
+    """As in loader processes; two threads wait for each other when other programs keep the cores busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def scene(height, width, labels=None):
+def sample(height, width, labels=None):
     """An image whose red is its column, whose green is its row and whose blue is its label; in items of the dataset."""
     rows, columns = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
     labels = (rows // 8 + columns // 8) % 5 if labels is None else labels
@@ -38,7 +38,7 @@ def scene(height, width, labels=None):
 
 
 def corner(image):
-    """Row and column of the image's first pixel in a crop of :func:`scene`."""
+    """Row and column of the image's first pixel in a crop of :func:`sample`."""
     return int((image[1, 0, 0] * 255).round()), int((image[0, 0, 0] * 255).round())
 
 
@@ -61,7 +61,7 @@ def test_fit(size, scale, factor, expected):
 
 
 def test_output():
-    image, labels = train_transform(replace(PLAIN, color=True))(*scene(24, 40))
+    image, labels = train_transform(replace(PLAIN, color=True))(*sample(24, 40))
     assert (type(image), image.dtype, image.shape) == (torch.Tensor, torch.float32, (3, 16, 16))
     assert (type(labels), labels.dtype, labels.shape) == (torch.Tensor, torch.int64, (16, 16))
     assert 0 <= image.min() < image.max() <= 1
@@ -69,14 +69,14 @@ def test_output():
 
 def test_wide_labels_and_ignored_ones_survive():
     wide = torch.arange(24 * 40).view(24, 40) * 60
-    image, _ = scene(24, 40)
+    image, _ = sample(24, 40)
     _, labels = train_transform(replace(PLAIN, crop_size=40))(image, tv_tensors.Mask(wide))
     assert torch.equal(labels[:24], wide)
 
 
 def test_crops_reach_every_corner_and_nothing_else():
     transform = train_transform(replace(PLAIN, crop_size=22))
-    original = scene(24, 26)
+    original = sample(24, 26)
     corners = set()
     for _ in range(400):
         image, labels = transform(*original)
@@ -88,7 +88,7 @@ def test_crops_reach_every_corner_and_nothing_else():
 
 
 def test_flips_as_often_as_asked():
-    original = scene(24, 40)
+    original = sample(24, 40)
     for probability, expected in ((0.0, range(1)), (0.5, range(60, 140)), (1.0, range(200, 201))):
         transform = train_transform(replace(PLAIN, hflip=probability))
         flipped = 0
@@ -106,7 +106,7 @@ def test_resized_by_factors_from_the_range():
     transform = train_transform(replace(PLAIN, ratio_range=(0.5, 2.0), crop_size=128))
     heights = []
     for _ in range(200):
-        _, labels = transform(*scene(48, 60))
+        _, labels = transform(*sample(48, 60))
         known = labels != 255
         height, width = int(known.any(1).sum()), int(known.any(0).sum())
         assert abs(width - height * 60 / 48) < 1
@@ -115,7 +115,7 @@ def test_resized_by_factors_from_the_range():
     assert max(heights) in range(46, 49)
     assert 28 < sum(heights) / 200 < 32  # of 24 x 1.25, spread evenly
     transform = train_transform(replace(PLAIN, ratio_range=(1.0, 1.0), scale=(24, 30), crop_size=128))
-    assert (transform(*scene(20, 100))[1] != 255).sum() == 6 * 30  # the longer side holds it back
+    assert (transform(*sample(20, 100))[1] != 255).sum() == 6 * 30  # the longer side holds it back
 
 
 def test_labels_stay_with_the_image_through_everything():
@@ -123,7 +123,7 @@ def test_labels_stay_with_the_image_through_everything():
     transform = train_transform(replace(PLAIN, scale=(48, 200), ratio_range=(0.5, 2.0), crop_size=40, hflip=0.5))
     seen = 0
     for _ in range(40):
-        image, labels = transform(*scene(48, 80))
+        image, labels = transform(*sample(48, 80))
         same = torch.nn.functional.max_pool2d(labels[None].float(), 5, 1, 2)
         same = (same == -torch.nn.functional.max_pool2d(-labels[None].float(), 5, 1, 2))[0] & (labels != 255)
         same[:2] = same[-2:] = same[:, :2] = same[:, -2:] = False  # a seam may lie just outside the crop
@@ -138,7 +138,7 @@ def test_labels_are_not_shifted_by_resizing(factor):
     would be half a pixel to the left of the image."""
     columns = torch.arange(100).expand(60, 100)
     transform = train_transform(replace(PLAIN, scale=(60, 200), ratio_range=(factor, factor), crop_size=200))
-    image, labels = transform(*scene(60, 100, columns))
+    image, labels = transform(*sample(60, 100, columns))
     known = labels != 255
     difference = labels[known] - image[0][known] * 255
     assert difference.abs().max() <= 1.1
@@ -157,10 +157,10 @@ def test_shrunk_images_are_smoothed():
 
 def test_what_is_missing_is_filled():
     transform = train_transform(replace(PLAIN, crop_size=30, ignore_label=99, color=True, mean=(0.1, 0.2, 0.3)))
-    image, labels = transform(*scene(24, 27))
+    image, labels = transform(*sample(24, 27))
     assert (labels[24:] == 99).all()
     assert (labels[:, 27:] == 99).all()
-    assert torch.equal(labels[:24, :27], scene(24, 27)[1].long())
+    assert torch.equal(labels[:24, :27], sample(24, 27)[1].long())
     normalised = (image - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.2
     assert normalised[:, 24:].count_nonzero() == normalised[:, :, 27:].count_nonzero() == 0  # exactly, and undistorted
     assert normalised[:, :24, :27].count_nonzero() > 1000
@@ -170,7 +170,7 @@ def half_and_half(columns, width=60):
     """Label 0 but for the last ``columns``."""
     labels = torch.zeros(24, width, dtype=torch.long)
     labels[:, width - columns :] = 1
-    return scene(24, width, labels)
+    return sample(24, width, labels)
 
 
 def test_crops_of_one_class_are_drawn_again():
@@ -193,7 +193,7 @@ def test_largest_part_of_a_class():
     assert 0.7 < sum(balanced) / 100 < 1
     # 3 / 4 is not less than 0.75: crops with 4 of 16 columns are drawn again, as in the published recipes.
     labels = torch.tensor([0, 1, 1, 1]).repeat(10).expand(24, 40)
-    draws = draws_of(transform, scene(24, 40, labels))
+    draws = draws_of(transform, sample(24, 40, labels))
     assert draws == 11
 
 
@@ -217,18 +217,18 @@ def test_ignored_pixels_do_not_balance():
     """Half of the pixels being ignored doesn't make the other half less of one class."""
     labels = torch.tensor([255, 255, 255, 1]).repeat(10).expand(24, 40)
     transform = train_transform(replace(PLAIN, cat_max_ratio=0.9))
-    assert draws_of(transform, scene(24, 40, labels)) == 11
+    assert draws_of(transform, sample(24, 40, labels)) == 11
     # One in eight ignored, six of class 1, one of class 2: 6 / 7 of those that count, but 6 / 8 of all.
     labels = torch.tensor([255, 1, 1, 1, 1, 1, 1, 2]).repeat(5).expand(24, 40)
-    assert draws_of(transform, scene(24, 40, labels)) == 1
-    assert draws_of(train_transform(replace(PLAIN, cat_max_ratio=0.8)), scene(24, 40, labels)) == 11
+    assert draws_of(transform, sample(24, 40, labels)) == 1
+    assert draws_of(train_transform(replace(PLAIN, cat_max_ratio=0.8)), sample(24, 40, labels)) == 11
     labels = torch.full((24, 40), 255)  # nothing counts
-    assert draws_of(transform, scene(24, 40, labels)) == 11
+    assert draws_of(transform, sample(24, 40, labels)) == 11
 
 
 def test_seeds_repeat_and_differ():
     transform = train_transform(SegmentationDataConfig(scale=(48, 96), crop_size=32))
-    original = scene(48, 60)
+    original = sample(48, 60)
 
     def draw(seed, transform=transform):
         torch.manual_seed(seed)
@@ -250,7 +250,7 @@ def test_wrong_factors_are_refused(ratios):
 
 
 def test_evaluation_keeps_size_and_colours():
-    original = scene(24, 40)
+    original = sample(24, 40)
     image, labels = pickle.loads(pickle.dumps(eval_transform(PLAIN)))(*original)
     assert (type(image), image.dtype) == (type(labels), torch.float32) == (torch.Tensor, torch.float32)
     assert labels.dtype == torch.int64

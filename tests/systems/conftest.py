@@ -1,4 +1,4 @@
-"""Small systems and images that their tests share."""
+"""Small systems and an image with its target, shared by the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deformvit.config import DetectionConfig, DetectorConfig, SegmentationConfig
 from deformvit.systems import Detector, Segmenter, build_detector, build_segmenter
 
 TINY: dict[str, Any] = {"dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "groups": 1, "depths": (1, 2, 2, 1)}
-"""dat_nano, smaller still."""
+"""Arguments that make dat_nano smaller."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def make_segmenter():
 
 
 @pytest.fixture
-def scene():
+def sample():
     """An image of 96 x 144 with three rectangles, and what a detector should find."""
     image = torch.rand(3, 96, 144) * 0.2
     boxes = torch.tensor([[12.0, 15, 45, 60], [60, 30, 120, 54], [90, 62, 126, 90]])

@@ -1,4 +1,4 @@
-"""RetinaNet, Mask R-CNN and Cascade Mask R-CNN: any sizes, empty images, nothing leaks, and they learn."""
+"""RetinaNet, Mask R-CNN and Cascade Mask R-CNN: any sizes, images without objects, batches, learning."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import json
 
 import pytest
 import torch
+from torchvision import tv_tensors
 from torchvision.models.detection.image_list import ImageList
 
 from deformvit import UserError
+from deformvit.data.detection_transforms import ShortestSize
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.systems.cascade import CascadeRoIHeads
 from deformvit.systems.pyramid import Anchors, roi_pool
 
 SYSTEMS = ["retinanet", "mask_rcnn", "cascade_mask_rcnn"]
+RPN = {"loss_objectness", "loss_rpn_box_reg"}
+LOSSES = {
+    "retinanet": {"classification", "bbox_regression"},
+    "mask_rcnn": {"loss_classifier", "loss_box_reg", "loss_mask", *RPN},
+    "cascade_mask_rcnn": {f"loss_{part}_{i}" for part in ("classifier", "box_reg", "mask") for i in (1, 2, 3)} | RPN,
+}
 
 
 def nothing(height: int, width: int) -> dict[str, torch.Tensor]:
@@ -23,7 +31,7 @@ def nothing(height: int, width: int) -> dict[str, torch.Tensor]:
 
 
 def confident(detector):
-    """Untrained RetinaNets find nothing, as their scores start at 0.01, all much alike."""
+    """An untrained RetinaNet with threshold 0 and scores that differ: its scores start near 0.01, all much alike."""
     if detector.config.system == "retinanet":
         detector.network.score_thresh = 0.0
         torch.nn.init.normal_(detector.network.head.classification_head.cls_logits.weight, std=0.5)
@@ -31,7 +39,7 @@ def confident(detector):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_nothing_leaks_between_images_of_a_batch(make_detector, system):
+def test_detections_do_not_depend_on_the_batch(make_detector, system):
     detector = confident(make_detector(system))
     small, large = torch.rand(3, 41, 67), torch.rand(3, 97, 80)
     with torch.inference_mode():
@@ -69,22 +77,37 @@ def test_detections_are_of_the_image_and_repeat(make_detector, system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", ["dat_nano", "swin_tiny_patch4_window7_224"])
-def test_training_with_and_without_objects(make_detector, scene, system, name):
+def test_training_with_and_without_objects(make_detector, sample, system, name):
     head = {"box_head": "4conv1fc"} if system == "cascade_mask_rcnn" else {}
     detector = make_detector(system, name=name, **head)
-    image, target = scene
+    image, target = sample
     losses = detector([image, torch.rand(3, 50, 71)], [target, nothing(50, 71)])
-    assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
+    assert set(losses) == LOSSES[system]
+    assert all(loss.ndim == 0 and 0 < loss < 100 for loss in losses.values())
     sum(losses.values()).backward()
     without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
-    empty = detector([torch.rand(3, 50, 71)], [nothing(50, 71)])
-    assert all(torch.isfinite(loss) for loss in empty.values())
+    # Without objects there is nothing to learn but that all is background.
+    for loss_name, loss in detector([torch.rand(3, 50, 71)], [nothing(50, 71)]).items():
+        assert (0 < loss < 100) if "class" in loss_name or "objectness" in loss_name else loss == 0
 
 
-def test_losses_are_the_mean_over_images(make_detector, scene):
+@pytest.mark.parametrize("sizes", [(800, 1333), (64, 48), (33, 99)])
+def test_training_and_evaluation_resize_to_the_same_size(make_detector, sizes):
+    """And never beyond the largest side, even where the shorter one is asked to be longer."""
+    shorter, longest = sizes
+    detector = make_detector("retinanet", eval_size=shorter)
+    detector.max_size = longest
+    for height, width in ((427, 640), (500, 334), (1, 900), (3, 3000), (610, 640), (100, 300), (61, 77)):
+        image = tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))
+        size = tuple(ShortestSize((shorter,), longest)(image).shape[1:])
+        assert size == detector.input_size(height, width)
+        assert max(size) <= longest
+
+
+def test_losses_are_the_mean_over_images(make_detector, sample):
     detector = make_detector("retinanet")
-    image, target = scene
+    image, target = sample
     other = torch.rand(3, 50, 71)
     both = detector([image, other], [target, nothing(50, 71)])
     one, two = detector([image], [target]), detector([other], [nothing(50, 71)])
@@ -131,8 +154,8 @@ def test_regions_are_pooled_at_the_true_scale():
     assert levels.tolist() == [0, 1, 2]
 
 
-def test_cascade_boxes_for_each_class(make_detector, scene):
-    image, target = scene
+def test_cascade_boxes_for_each_class(make_detector, sample):
+    image, target = sample
     agnostic = make_detector("cascade_mask_rcnn", classes=5)
     specific = make_detector("cascade_mask_rcnn", classes=5, class_agnostic=False)
     count = [sum(p.numel() for p in model.parameters()) for model in (agnostic, specific)]
@@ -195,10 +218,10 @@ def coco_file(path, target, height, width):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_one_image_is_learned(make_detector, scene, system, tmp_path):
+def test_one_image_is_learned(make_detector, sample, system, tmp_path):
     """To an average precision of 1: the strictest overlap that it counts is 0.95."""
     torch.manual_seed(0)
-    image, target = scene
+    image, target = sample
     height, width = image.shape[1:]
     detector = make_detector(system, eval_size=height)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
@@ -230,21 +253,21 @@ def test_one_image_is_learned(make_detector, scene, system, tmp_path):
     assert measured.get("mask_AP", 100) == 100
 
 
-def test_what_does_not_fit_is_told(make_detector, scene):
+def test_wrong_inputs_are_refused(make_detector, sample):
     detector = make_detector("mask_rcnn")
     with pytest.raises(ValueError, match=r"images must be \(3, H, W\), got \(1, 64, 96\)"):
         detector([torch.rand(1, 64, 96)])
     with pytest.raises(ValueError, match="training needs a target for each of 1 images"):
-        detector([scene[0]])
+        detector([sample[0]])
     with pytest.raises(UserError, match="at least one class, got 0"):
         make_detector("mask_rcnn", classes=0)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_boxes_are_exact_in_mixed_precision(make_detector, scene, system):
+def test_boxes_are_exact_in_mixed_precision(make_detector, sample, system):
     """Coordinates in bfloat16 would be multiples of 8 beyond 1024 pixels; features may be, boxes must not."""
     detector = make_detector(system, eval_size=128)
-    image, target = scene
+    image, target = sample
     seen = []
     if system != "retinanet":
         detector.network.roi_heads.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[1]))
@@ -261,9 +284,9 @@ def test_boxes_are_exact_in_mixed_precision(make_detector, scene, system):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_training_and_detecting_on_a_gpu(make_detector, scene, system):
+def test_training_and_detecting_on_a_gpu(make_detector, sample, system):
     detector = make_detector(system).cuda()
-    image, target = scene[0].cuda(), {name: value.cuda() for name, value in scene[1].items()}
+    image, target = sample[0].cuda(), {name: value.cuda() for name, value in sample[1].items()}
     for amp in (False, True):
         with torch.autocast("cuda", torch.bfloat16, enabled=amp):
             losses = detector([image, image[:, :50, :71]], [target, {k: v.cuda() for k, v in nothing(50, 71).items()}])

@@ -1,4 +1,4 @@
-"""Semantic FPN and UperNet: any sizes, ignored pixels, windows and scales, and they learn."""
+"""Semantic FPN and UperNet: any sizes, ignored pixels, windows, scales, learning."""
 
 from __future__ import annotations
 

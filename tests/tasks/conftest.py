@@ -52,9 +52,9 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
+def labelled(tmp_path_factory):
     """The same pictures with a label for every pixel: background, red, green."""
-    root = tmp_path_factory.mktemp("scenes")
+    root = tmp_path_factory.mktemp("labelled")
     for split, count in (("training", 8), ("validation", 5)):
         for kind in ("images", "annotations"):
             (root / kind / split).mkdir(parents=True)

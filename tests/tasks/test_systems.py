@@ -1,7 +1,8 @@
-"""Detectors and segmentation networks as users train and use them: one command, resumed, evaluated, drawn."""
+"""Detectors and segmenters as users train and use them: trained, resumed, evaluated and drawn by commands."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import UserError, cli, load_model, recipes, systems
+from deformvit import UserError, cli, drawing, load_model, recipes, systems
+from deformvit.data.segmentation import open_segmentation
 from deformvit.engine import loop
 from deformvit.engine.loader import steps_per_epoch
 from deformvit.engine.optim import build_optimizer
+from deformvit.figures import common as figures
+from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.tasks.detection import Detection
 from deformvit.tasks.segmentation import Segmentation
@@ -44,16 +48,20 @@ def task(config):
     return (Detection if hasattr(config.head, "rois") else Segmentation)(config)
 
 
+def main_metric(recipe):
+    return "mIoU" if recipe in SEGMENTERS else "box_AP" if "retinanet" in recipe else "mask_AP"
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def trained(shapes, scenes, tmp_path_factory):
+def trained(shapes, labelled, tmp_path_factory):
     """A run of each system: recipe -> folder."""
     root = tmp_path_factory.mktemp("runs")
     for recipe in (*DETECTORS, *SEGMENTERS):
-        config = small(recipe, shapes if recipe in DETECTORS else scenes, root / recipe)
+        config = small(recipe, shapes if recipe in DETECTORS else labelled, root / recipe)
         loop.fit(task(config), config)
     return root
 
@@ -66,40 +74,44 @@ def test_a_run_leaves_numbers_and_a_model(trained, recipe):
         expected = {"box_AP", "box_AP50", "box_AP75"} | (set() if "retinanet" in recipe else {"mask_AP50"})
     else:
         expected = {"mIoU", "mAcc", "aAcc"}
-    assert expected <= set(lines[-1])
-    assert all(np.isfinite(lines[-1][name]) for name in (*expected, "train_loss"))
-    model, info = load_model(trained / recipe / "best.safetensors")
+    for line in lines:
+        assert expected <= set(line)
+        assert all(0 <= line[name] <= 100 for name in expected)
+        assert 0 < line["train_loss"] < 100
+    model, description = load_model(trained / recipe / "best.safetensors")
     assert not model.training
-    assert info.classes == (["red", "green"] if recipe in DETECTORS else ["background", "red", "green"])
-    assert info.metrics["seconds"] > 0
+    assert description.classes == (["red", "green"] if recipe in DETECTORS else ["background", "red", "green"])
+    key = main_metric(recipe)
+    best = max(lines, key=lambda line: line[key])
+    assert {name: description.metrics[name] for name in expected} == {name: best[name] for name in expected}
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[1]])
-def test_a_resumed_run_is_the_same(trained, shapes, scenes, tmp_path, recipe):
-    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path / "run", epochs=2)
+def test_a_resumed_run_is_the_same(trained, shapes, labelled, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else labelled, tmp_path / "run", epochs=2)
 
     class Stopped(Exception):
         pass
 
     stopped = task(config)
     losses, count = stopped.losses, steps_per_epoch(stopped.train_set, config)
-    taken = []
+    steps = itertools.count(1)
 
-    def until_the_second_epoch(*batch):
-        taken.append(1)
-        if len(taken) == count + 2:
+    def losses_until_the_second_epoch(*batch):
+        if next(steps) == count + 2:
             raise Stopped
         return losses(*batch)
 
-    stopped.losses = until_the_second_epoch
+    stopped.losses = losses_until_the_second_epoch
     config.run.save_minutes = 1e-9  # after every step
     with pytest.raises(Stopped):
         loop.fit(stopped, config)
     config.run.resume = True
     loop.fit(task(config), config)
-    one = files.open_model_file(tmp_path / "run" / "best.safetensors").tensors()
-    whole = files.open_model_file(trained / recipe / "best.safetensors").tensors()
-    assert all(torch.equal(whole[name], one[name]) for name in whole)
+    resumed = files.open_model_file(tmp_path / "run" / "best.safetensors").tensors()
+    uninterrupted = files.open_model_file(trained / recipe / "best.safetensors").tensors()
+    assert resumed.keys() == uninterrupted.keys()
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in resumed)
     assert metrics(tmp_path / "run")[1]["train_loss"] == metrics(trained / recipe)[1]["train_loss"]
 
 
@@ -112,32 +124,54 @@ def values(text):
 
 
 @pytest.mark.parametrize("recipe", DETECTORS + SEGMENTERS)
-def test_eval_measures_what_training_did(trained, shapes, scenes, recipe, capsys):
-    root = shapes if recipe in DETECTORS else scenes
+def test_eval_measures_what_training_did(trained, shapes, labelled, recipe, capsys):
+    root = shapes if recipe in DETECTORS else labelled
     run("eval", "--model", trained / recipe / "best.safetensors", "--data", root, "--workers", 0, "--device", "cpu")
     measured = values(capsys.readouterr().out)
-    key = "mIoU" if recipe in SEGMENTERS else "box_AP" if "retinanet" in recipe else "mask_AP"
+    key = main_metric(recipe)
     assert measured["images"] == 5
     assert measured[key] == pytest.approx(max(line[key] for line in metrics(trained / recipe)), abs=0.01)
     if recipe in SEGMENTERS:
         assert {"IoU/background", "IoU/red", "IoU/green"} <= set(measured)
 
 
-def test_segmentation_evaluates_scales_flips_and_windows(trained, scenes, capsys):
-    model = trained / SEGMENTERS[0] / "best.safetensors"
-    run("eval", "-m", model, "-d", scenes, "--workers", 0, "--scales", 0.75, 1.0, "--flip", "--window", 40)
-    assert 0 <= values(capsys.readouterr().out)["mIoU"] <= 100
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        (("--scales", 0.75, 1.0), {"scales": (0.75, 1.0)}),
+        (("--flip",), {"flip": True}),
+        (("--window", 40), {"window": 40}),
+        (("--window", 40, "--window-stride", 10), {"window": 40, "stride": 10}),
+        (("--scales", 0.75, 1.0, "--flip", "--window", 40), {"scales": (0.75, 1.0), "flip": True, "window": 40}),
+    ],
+)
+def test_segmentation_evaluates_scales_flips_and_windows(trained, labelled, capsys, options, arguments):
+    """As the segmenter predicts with these arguments, whose meaning tests/systems hold; and each has an effect."""
+    path = trained / SEGMENTERS[0] / "best.safetensors"
+    model, _ = load_model(path)
+    images = open_segmentation(str(labelled), "val")
+    expected, plain = SegmentationMetrics(3), SegmentationMetrics(3)
+    with torch.inference_mode():
+        for image, labels in images:
+            expected.update(model.predict(image / 255, **arguments), labels)
+            plain.update(model.predict(image / 255), labels)
+    assert not torch.equal(expected.matrix, plain.matrix)
+    run("eval", "-m", path, "-d", labelled, "--workers", 0, "--device", "cpu", *options)
+    measured = values(capsys.readouterr().out)
+    assert measured["images"] == 5
+    for name, value in expected.compute().items():
+        assert measured[name] == pytest.approx(value, abs=0.01)
 
 
 def without_one(root, folder, damaged):
-    """A copy of a set whose validation image 1 is damaged, or not there."""
+    """A copy of a data set whose validation image 1 is damaged, or missing."""
     shutil.copytree(root, folder)
-    (picture,) = folder.glob("**/val*/1.png") if root.name.startswith("shapes") else folder.glob("images/val*/1.png")
+    (image,) = folder.glob("**/val*/1.png") if root.name.startswith("shapes") else folder.glob("images/val*/1.png")
     if damaged:
-        picture.write_bytes(picture.read_bytes()[:50])
+        image.write_bytes(image.read_bytes()[:50])
         return folder
-    for found in folder.glob("**/val*/1.png"):
-        found.unlink()
+    for path in folder.glob("**/val*/1.png"):
+        path.unlink()
     for path in folder.glob("val.json"):
         content = json.loads(path.read_text())
         content["images"] = [entry for entry in content["images"] if entry["file_name"] != "1.png"]
@@ -146,28 +180,28 @@ def without_one(root, folder, damaged):
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
-def test_damaged_images_are_left_out(trained, shapes, scenes, recipe, tmp_path, capsys):
-    root = shapes if recipe in DETECTORS else scenes
+def test_damaged_images_are_left_out(trained, shapes, labelled, recipe, tmp_path, capsys):
+    root = shapes if recipe in DETECTORS else labelled
     model = trained / recipe / "best.safetensors"
     measured = []
     for damaged in (True, False):
         data = without_one(root, tmp_path / str(damaged), damaged)
         run("eval", "--model", model, "--data", data, "--workers", 0, "--device", "cpu")
-        told = capsys.readouterr()
-        measured.append(values(told.out))
-        assert told.err.count("left out of the evaluation: ") == damaged
-        assert ("1.png: not a readable image" in told.err) == damaged
+        printed = capsys.readouterr()
+        measured.append(values(printed.out))
+        assert printed.err.count("left out of the evaluation: ") == damaged
+        assert ("1.png: not a readable image" in printed.err) == damaged
     assert measured[0]["images"] == 4
     assert measured[0] == pytest.approx(measured[1], nan_ok=True)
     run("eval", "--model", model, "--data", root, "--workers", 0, "--device", "cpu")
-    whole = values(capsys.readouterr().out)
+    complete = values(capsys.readouterr().out)
     key = "box_AP" if recipe in DETECTORS else "mIoU"
-    assert whole[key] != pytest.approx(measured[0][key], abs=0.01)
+    assert complete[key] != pytest.approx(measured[0][key], abs=0.01)
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
-def test_several_processes_measure_the_same(trained, shapes, scenes, recipe, tmp_path, capsys):
-    root = without_one(shapes if recipe in DETECTORS else scenes, tmp_path / "damaged", True)
+def test_several_processes_measure_the_same(trained, shapes, labelled, recipe, tmp_path, capsys):
+    root = without_one(shapes if recipe in DETECTORS else labelled, tmp_path / "damaged", True)
     model = str(trained / recipe / "best.safetensors")
     arguments = ["eval", "--model", model, "--data", str(root), "--workers", "0", "--device", "cpu"]
     run(*arguments)
@@ -178,10 +212,10 @@ def test_several_processes_measure_the_same(trained, shapes, scenes, recipe, tmp
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    together = values(done.stdout)
-    assert together.keys() == alone.keys()  # printed once
+    shared = values(done.stdout)
+    assert shared.keys() == alone.keys()  # printed once
     for name, value in alone.items():
-        assert together[name] == pytest.approx(value, abs=0.02, nan_ok=True)
+        assert shared[name] == pytest.approx(value, abs=0.02, nan_ok=True)
 
 
 def test_predict_draws_and_writes_coco_results(trained, shapes, tmp_path, capsys):
@@ -198,7 +232,7 @@ def test_predict_draws_and_writes_coco_results(trained, shapes, tmp_path, capsys
     with Image.open(first["file_name"]) as image, Image.open(tmp_path / "out" / "0.png") as drawn:
         assert (first["height"], first["width"]) == (image.height, image.width)
         assert drawn.width == image.width
-        assert drawn.height > image.height  # a strip below says what is there
+        assert drawn.height > image.height  # with a caption below
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     with torch.inference_mode():
         found = network([pixels])[0]
@@ -211,28 +245,34 @@ def test_predict_draws_and_writes_coco_results(trained, shapes, tmp_path, capsys
     assert {r["category_id"] for r in results} <= {1, 2}
 
 
-def test_predict_writes_label_maps(trained, scenes, tmp_path):
+def test_predict_writes_label_maps(trained, labelled, tmp_path):
     model = trained / SEGMENTERS[1] / "best.safetensors"
-    image = scenes / "images" / "validation" / "0.png"
+    image = labelled / "images" / "validation" / "0.png"
     run("predict", image, "--model", model, "--output", tmp_path)
     network, _ = load_model(model)
     with Image.open(image) as picture, Image.open(tmp_path / "0_labels.png") as labels:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
         with torch.inference_mode():
             assert np.array_equal(np.array(labels), network.predict(pixels).numpy())
+        expected = drawing.labels(pixels, torch.from_numpy(np.array(labels)), ["background", "red", "green"])
         with Image.open(tmp_path / "0.png") as drawn:
-            assert drawn.width > picture.width  # with a legend
-            assert drawn.height >= picture.height
+            assert np.array_equal(np.array(drawn), np.array(expected))
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[1], SEGMENTERS[0]])
-def test_points_over_what_was_found(trained, shapes, recipe, tmp_path, capsys):
-    model = trained / recipe / "best.safetensors"
-    run("figure", "points", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--layers", 1, 3, "--dpi", 40)
-    assert (tmp_path / "0_points.png").is_file()
-    run("figure", "objects", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--dpi", 40)
-    assert (tmp_path / "0_objects.png").is_file()
-    run("figure", "query", shapes / "val" / "0.png", "-m", model, "-o", tmp_path, "--html")
+def test_points_over_predictions(trained, shapes, recipe, tmp_path, capsys):
+    """Deformed points in the colour of their group, over boxes or labels in the colours of their classes."""
+    model, image = trained / recipe / "best.safetensors", shapes / "val" / "0.png"
+    group = tuple(int(figures.COLOURS[0][i : i + 2], 16) for i in (1, 3, 5))
+    for kind, options in (("points", ("--layers", 1, 3)), ("objects", ("--threshold", 0.0))):
+        run("figure", kind, image, "-m", model, "-o", tmp_path, "--dpi", 80, *options)
+        with Image.open(tmp_path / f"0_{kind}.png") as picture:
+            colours = np.array(picture.convert("RGB")).reshape(-1, 3)
+        assert (colours == group).all(1).sum() > 100
+        if kind == "objects" and recipe in DETECTORS:
+            boxes = sum((colours == colour).all(1).sum() for colour in drawing.palette(2))
+            assert boxes > 100
+    run("figure", "query", image, "-m", model, "-o", tmp_path, "--html")
     assert '"changes":true' in (tmp_path / "explore.html").read_text()
 
 
@@ -242,7 +282,7 @@ def fails(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_what_a_checkpoint_does_not_know_is_told(trained, shapes, tmp_path, capsys):
+def test_categories_that_a_checkpoint_does_not_know_are_named(trained, shapes, tmp_path, capsys):
     described = json.loads((shapes / "val.json").read_text())
     described["categories"][0]["name"] = "blue"
     other = tmp_path / "other"
@@ -251,11 +291,12 @@ def test_what_a_checkpoint_does_not_know_is_told(trained, shapes, tmp_path, caps
     (other / "val").symlink_to(shapes / "val")
     model = trained / DETECTORS[0] / "best.safetensors"
     message = fails(capsys, "eval", "--model", model, "--data", other, "--workers", 0)
-    assert "blue" in message
-    assert "val.json" in message
+    assert message == (
+        f"deformvit: {other / 'val.json'}: categories blue are unknown to the model, which knows red, green\n"
+    )
 
 
-def test_fine_tuning_on_other_classes_keeps_the_rest(trained, shapes, scenes, tmp_path, capsys):
+def test_fine_tuning_on_other_classes_keeps_the_rest(trained, shapes, labelled, tmp_path, capsys):
     source = trained / DETECTORS[0] / "best.safetensors"
     config = small(DETECTORS[0], shapes, tmp_path / "run")
     config.model.checkpoint = str(source)
@@ -266,31 +307,32 @@ def test_fine_tuning_on_other_classes_keeps_the_rest(trained, shapes, scenes, tm
     fresh = [name for name, value in other.state_dict().items() if value.shape != tensors[name].shape]
     assert {name.split(".")[-2] for name in fresh} == {"cls_score", "bbox_pred", "mask_fcn_logits"}
     assert "weights of other shapes are not loaded" in capsys.readouterr().err
-    config = small(SEGMENTERS[0], scenes, tmp_path / "run")
+    config = small(SEGMENTERS[0], labelled, tmp_path / "run")
     config.model.checkpoint = str(source)
     with pytest.raises(UserError, match="another architecture than this run's"):
         Segmentation(config).build_model()
 
 
-def test_too_few_images_are_told(shapes, scenes, tmp_path):
+def test_too_few_images_are_refused(shapes, labelled, tmp_path):
     config = small(DETECTORS[0], shapes, tmp_path)
     config.data.batch_size = 9
     with pytest.raises(UserError, match="8 training images do not fill a batch of 9"):
         loop.fit(Detection(config), config)
-    config = small(SEGMENTERS[1], scenes, tmp_path)
+    config = small(SEGMENTERS[1], labelled, tmp_path)
     config.data.batch_size = 1
     with pytest.raises(UserError, match="UperNet trains on batches of at least 2 images, data.batch_size is 1"):
         Segmentation(config)
 
 
 def test_recipes_go_by_either_spelling(shapes, tmp_path, capsys):
-    arguments = ["train", "retinanet_dat_nano_bccd", "--data.root", tmp_path / "missing"]
-    assert "missing" in fails(capsys, *arguments)
+    for name in ("retinanet_dat_nano_bccd", "retinanet-dat-nano-bccd"):
+        message = fails(capsys, "train", name, "--data.root", tmp_path / "missing")
+        assert message == f"deformvit: data.root '{tmp_path / 'missing'}': no such folder\n"
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
-def test_norms_biases_and_tables_are_not_decayed(shapes, scenes, tmp_path, recipe):
-    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path)
+def test_norms_biases_and_tables_are_not_decayed(shapes, labelled, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else labelled, tmp_path)
     model = task(config).build_model()
     optimizer = build_optimizer(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -302,8 +344,8 @@ def test_norms_biases_and_tables_are_not_decayed(shapes, scenes, tmp_path, recip
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[0]])
-def test_rates_fall_from_the_heads_to_the_stem(shapes, scenes, tmp_path, recipe):
-    config = small(recipe, shapes if recipe in DETECTORS else scenes, tmp_path)
+def test_rates_fall_from_the_heads_to_the_stem(shapes, labelled, tmp_path, recipe):
+    config = small(recipe, shapes if recipe in DETECTORS else labelled, tmp_path)
     config.optim.layer_decay = 0.5
     model = task(config).build_model()
     optimizer = build_optimizer(model, config)
