@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import deformvit  # noqa: F401 - registers the models
-from deformvit import DAT
+from deformvit import DAT, UserError
 from deformvit.layers import DeformableAttention, ReductionAttention, WindowAttention, common
 from deformvit.models.blocks import stage_specs
 from deformvit.paper.tables import TABLES
@@ -319,3 +319,8 @@ def test_hooks_see_complete_maps_in_inference(one_thread):
     assert [tuple(shape) for _, _, shape in outputs] == [(3, 18, 22, 288), (3, 96, 18, 22), (3, 18, 22, 384)]
     assert common.CHUNK_SIZE < 3 * 18 * 22 * 384  # without the hooks there would be several chunks
     assert all(torch.equal(kept, copy) for kept, copy, _ in outputs)
+
+
+def test_a_model_by_its_arguments_alone_has_no_weights():
+    with pytest.raises(UserError, match="dat is DAT with the arguments given, which has no weights"):
+        timm.create_model("dat", pretrained=True)

@@ -66,6 +66,8 @@ def _with_weights(variant: str, kwargs: Mapping[str, Any]) -> Any:
         cfg.state_dict = open_model_file(path).tensors() if path.suffix == ".safetensors" else read_checkpoint(path)
     elif not cfg.has_weights:
         where = cfg.origin_url or "https://github.com/LeapLabTHU/DAT"
+        if variant == "dat":
+            raise UserError("dat is DAT with the arguments given, which has no weights; use pretrained=False")
         name = f"{variant}.{cfg.tag}" if cfg.tag else variant
         raise UserError(
             f"the weights of {name} are not at an address that programs can fetch: get the file from {where} by hand, "
