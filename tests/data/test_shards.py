@@ -174,18 +174,18 @@ def holder(served, tmp_path):
     process.kill()
 
 
-def test_the_lock_of_a_killed_process_blocks_nobody(holder, capsys):
+def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, capsys):
     url, cache, lock, process = holder
     process.kill()
     process.join()
     assert lock.exists()
     began = time.monotonic()
-    assert download(url, cache).stat().st_size > 0
+    assert download(url, cache).read_bytes() == (tmp_path / "set-train-0000.tar").read_bytes()
     assert time.monotonic() - began < 5
     assert capsys.readouterr().err == ""
 
 
-def test_the_lock_of_a_live_process_is_waited_for(holder, capsys):
+def test_the_lock_of_a_live_process_is_waited_for(holder, tmp_path, capsys):
     url, cache, lock, process = holder
     os.utime(lock, (0, 0))  # however old it is
     fetched = []
@@ -196,7 +196,7 @@ def test_the_lock_of_a_live_process_is_waited_for(holder, capsys):
     assert not fetched
     process.kill()
     thread.join(60)
-    assert fetched[0].is_file()
+    assert fetched[0].read_bytes() == (tmp_path / "set-train-0000.tar").read_bytes()
     assert capsys.readouterr().err == f"deformvit: waiting for another process that downloads {url} to {cache}\n"
 
 
@@ -282,12 +282,40 @@ def test_a_run_on_shards_continues_inside_an_epoch(shards):
 def test_training_from_shards(shards, tmp_path):
     from deformvit import recipes
     from deformvit.engine import loop
+    from deformvit.models.files import open_model_file
+    from deformvit.runs import read_metrics
     from deformvit.tasks.classification import Classification
 
     config = recipes.demo()
     config.model.args = {"dims": "(8, 8, 16, 16)", "num_heads": "(1, 1, 2, 2)", "groups": "1", "depths": "(1, 2, 2, 1)"}
     config.data.root, config.data.batch_size, config.data.workers = str(shards), 4, 2
     config.run.epochs, config.run.progress = 2, False
-    config.run.output = tmp_path / "run"
-    metrics = loop.fit(Classification(config), config)
-    assert np.isfinite(metrics["train_loss"])
+    config.run.save_minutes = 1e-9  # after every step
+
+    class Stopped(Exception):
+        pass
+
+    def fit(output, steps=None):
+        """The weights after training, without interruption or stopped after some steps and resumed."""
+        config.run.output, config.run.resume = output, False
+        if steps is not None:
+            task = Classification(config)
+            losses, taken = task.losses, []
+
+            def until_stopped(*batch):
+                taken.append(1)
+                if len(taken) > steps:
+                    raise Stopped
+                return losses(*batch)
+
+            task.losses = until_stopped
+            with pytest.raises(Stopped):
+                loop.fit(task, config)
+            config.run.resume = True
+        loop.fit(Classification(config), config)
+        return open_model_file(output / "best.safetensors").tensors(), read_metrics(output)
+
+    (weights, metrics), (resumed, again) = fit(tmp_path / "whole"), fit(tmp_path / "resumed", 4)  # 3 steps an epoch
+    assert [line["train_loss"] for line in again] == [line["train_loss"] for line in metrics]
+    assert len(metrics) == 2
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())

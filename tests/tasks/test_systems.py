@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import UserError, cli, drawing, load_model, recipes, systems
+from deformvit import UserError, cli, drawing, load, load_model, recipes, systems
 from deformvit.data.segmentation import open_segmentation
 from deformvit.engine import loop
 from deformvit.engine.loader import steps_per_epoch
@@ -259,6 +259,43 @@ def test_predict_writes_label_maps(trained, labelled, tmp_path):
             assert np.array_equal(np.array(drawn), np.array(expected))
 
 
+@pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[1]])
+def test_images_of_the_same_name_have_outputs_of_their_own(trained, shapes, tmp_path, capsys, recipe):
+    """Two folders with an image of the same name, and between them one that is unreadable."""
+    inputs = [tmp_path / folder / "0.png" for folder in ("first", "second", "third")]
+    for path in inputs:
+        path.parent.mkdir()
+    shutil.copy(shapes / "val" / "0.png", inputs[0])
+    inputs[1].write_bytes(b"not an image")
+    shutil.copy(shapes / "val" / "1.png", inputs[2])
+    model, output = trained / recipe / "best.safetensors", tmp_path / "out"
+    message = fails(
+        capsys, "predict", *inputs, "-m", model, "-o", output, "--threshold", 0.0, "--batch-size", 2, "--device", "cpu"
+    )
+    assert message.count("\n") == 1
+    assert f"{inputs[1]}: not a readable image" in message
+    predictor = load(model, device="cpu")
+    names = {path.name for path in output.iterdir()}
+    pictures = {inputs[0]: "0", inputs[2]: "0__"}
+    if recipe in DETECTORS:
+        assert names == {"0.png", "0__.png", "results.json", "images.json"}
+        images = json.loads((output / "images.json").read_text())["images"]
+        assert [image["file_name"] for image in images] == [str(path) for path in pictures]
+        found = json.loads((output / "results.json").read_text())
+    else:
+        assert names == {"0.png", "0_labels.png", "0__.png", "0___labels.png"}
+    for number, (path, name) in enumerate(pictures.items(), 1):
+        result = predictor(path, threshold=0.0)
+        with Image.open(output / f"{name}.png") as drawn:
+            assert np.array_equal(np.array(drawn.convert("RGB")), np.array(result.draw().convert("RGB")))
+        if recipe in DETECTORS:
+            scores = [entry["score"] for entry in found if entry["image_id"] == number]
+            assert scores == pytest.approx(result.scores.tolist(), abs=1e-4)
+        else:
+            with Image.open(output / f"{name}_labels.png") as labels:
+                assert np.array_equal(np.array(labels), result.label_map.numpy())
+
+
 @pytest.mark.parametrize("recipe", [DETECTORS[1], SEGMENTERS[0]])
 def test_points_over_predictions(trained, shapes, recipe, tmp_path, capsys):
     """Deformed points in the colour of their group, over boxes or labels in the colours of their classes."""
@@ -277,8 +314,9 @@ def test_points_over_predictions(trained, shapes, recipe, tmp_path, capsys):
 
 
 def fails(capsys, *arguments):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         run(*arguments)
+    assert stop.value.code == 1
     return capsys.readouterr().err
 
 
