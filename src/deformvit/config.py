@@ -271,7 +271,7 @@ class SegmentationDataConfig(LoaderConfig):
 
     root: str = "ade20k"
     """A folder with images/training, images/validation, annotations/training and annotations/validation (PNG), and
-    optionally classes.json, a list of names."""
+    names of the classes in classes.json, a list, or classes.txt, one on each line; without them they have numbers."""
     batch_size: int = 16
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
     scale: tuple[int, int] = (512, 2048)
