@@ -60,17 +60,30 @@ def sources(images: list[Path]) -> list[tuple[str, Any]]:
     return named
 
 
-def names_for(paths: list[str]) -> list[str]:
-    """Stems of the paths as names of output files; underscores are appended to a stem that occurs again."""
+def names_for(paths: list[str], endings: tuple[str, ...] = ("",)) -> list[str]:
+    """Stems of the paths as names of output files; underscores are appended to a stem that occurs again.
+
+    Args:
+        paths: inputs, in order.
+        endings: what is written for each input is its name with each of these at the end.
+    """
     used: set[str] = set()
     names = []
     for path in paths:
         name = Path(path).stem
-        while name in used:
+        while any(name + ending in used for ending in endings):
             name += "_"
-        used.add(name)
+        used |= {name + ending for ending in endings}
         names.append(name)
     return names
+
+
+def refuse_to_overwrite(inputs: list[str], outputs: list[Path]) -> None:
+    """Raise ``UserError`` if an output file is one of the inputs."""
+    known = {Path(path).resolve() for path in inputs}
+    for output in outputs:
+        if output.resolve() in known:
+            raise UserError(f"{output} is one of the images; write to another folder with --output")
 
 
 def report(failed: list[str]) -> None:

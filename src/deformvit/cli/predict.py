@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from deformvit.cli.inputs import DEFAULT_MODEL, names_for, report, sources
+from deformvit.cli.inputs import DEFAULT_MODEL, names_for, refuse_to_overwrite, report, sources
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ def _detections(
     from deformvit.metrics.detection import coco_results
     from deformvit.storage import write_atomically
 
-    output.mkdir(parents=True, exist_ok=True)
     names = names_for(paths)
+    refuse_to_overwrite(paths, [output / f"{name}.png" for name in names])
+    output.mkdir(parents=True, exist_ok=True)
     categories = list(range(1, len(predictor.classes) + 1))
     objects: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -112,8 +113,10 @@ def _label_maps(results: Iterator[Any], paths: list[str], output: Path) -> None:
 
     from deformvit import drawing
 
+    endings = ("", "_labels")
+    names = names_for(paths, endings)
+    refuse_to_overwrite(paths, [output / f"{name}{ending}.png" for name in names for ending in endings])
     output.mkdir(parents=True, exist_ok=True)
-    names = names_for(paths)
     for result in results:
         picture = output / f"{names[result.index]}.png"
         result.draw().save(picture)
