@@ -47,9 +47,11 @@ def test_time_and_memory_are_those_of_the_measured_call():
     assert 0.05 <= seconds(lambda: time.sleep(0.05), torch.device("cpu")) < 1
     case = {"model": "T", "image": (512, 512), "heads": 12, "groups": 3}
     job = {"case": case, "name": "reference", "compiled": False, "batch": 1, "dtype": "float32", "device": "cpu"}
+    large = torch.ones(2**29)  # 2 GiB in this process must not count for the worker
     with Worker(attention.start_worker, {**job, "backward": False, "rounds": 1}) as worker:
         matrix_mib = 12 * 1024**2 * 4 / 2**20  # of one of several matrices of queries and keys
         assert matrix_mib < worker.request("measure")["forward"]["mib"] < 12 * matrix_mib
+    assert large.numel() == 2**29
 
 
 def test_baselines_compute_the_same():

@@ -26,6 +26,10 @@ def peak_mib(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "linux":
+        # Not getrusage, whose peak is at least that of the process that started this one.
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
     try:
         import resource
     except ModuleNotFoundError as error:
