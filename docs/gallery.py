@@ -10,7 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from deformvit.cli import main
+from deformvit_command import main
 
 ENTRIES = (
     (

@@ -14,13 +14,13 @@ import timm
 import torch
 from PIL import Image
 
-from deformvit import cli
 from deformvit.bench import attention, explain, models, report, run_attention, run_models, run_systems, systems
 from deformvit.bench.measure import seconds, summary
 from deformvit.bench.worker import Worker
 from deformvit.errors import UserError
 from deformvit.ops.deformable import IMPLEMENTATIONS
 from deformvit.ops.native import library
+from deformvit_command import main
 
 ATTENTION_NAMES = ["no bias", "released", "reference", "tiled"]
 
@@ -170,7 +170,7 @@ def test_models_are_measured():
 
 
 def test_feature_maps_are_measured(tmp_path, capsys):
-    cli.main(["bench", "models", "--models", "dat_nano", "--sizes", "32", "--batch", "1", "--rounds", "1",
+    main(["bench", "models", "--models", "dat_nano", "--sizes", "32", "--batch", "1", "--rounds", "1",
               "--features", "-o", str(tmp_path)])  # fmt: skip
     assert "median of 1, forward, features" in capsys.readouterr().out
     result = json.loads((tmp_path / "models.json").read_text())
@@ -206,7 +206,7 @@ def test_models_are_compiled(backward, monkeypatch):
 
 
 def test_compiled_attention_is_a_row_of_its_own(tmp_path, capsys):
-    cli.main(["bench", "--models", "T", "--sizes", "32", "--implementations", "no bias", "reference", "--rounds", "1",
+    main(["bench", "--models", "T", "--sizes", "32", "--implementations", "no bias", "reference", "--rounds", "1",
               "--forward-only", "--compiled", "-o", str(tmp_path)])  # fmt: skip
     rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["no bias", "reference", "reference, compiled"]
@@ -216,7 +216,7 @@ def test_compiled_attention_is_a_row_of_its_own(tmp_path, capsys):
 
 def test_compiled_models_from_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # in the worker: compiling a model takes a minute
-    cli.main(["bench", "models", "--models", "dat_nano", "--sizes", "32", "--batch", "1", "--rounds", "1",
+    main(["bench", "models", "--models", "dat_nano", "--sizes", "32", "--batch", "1", "--rounds", "1",
               "--compiled", "-o", str(tmp_path)])  # fmt: skip
     result = json.loads((tmp_path / "models.json").read_text())
     assert result["settings"]["compiled"] is True
@@ -279,7 +279,7 @@ def test_explanation(monkeypatch):
 )
 def test_bad_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["bench", *arguments])
+        main(["bench", *arguments])
     assert end.value.code == 1
     assert message in capsys.readouterr().err
 
@@ -291,12 +291,12 @@ def test_a_device_that_is_not_here():
 
 
 def test_command(tmp_path, capsys):
-    cli.main(["bench", "--models", "T", "--sizes", "32x48", "--implementations", "no bias", "--rounds", "1",
+    main(["bench", "--models", "T", "--sizes", "32x48", "--implementations", "no bias", "--rounds", "1",
               "-o", str(tmp_path)])  # fmt: skip
     out = capsys.readouterr().out
     assert "| T | 32 x 48 | no bias |" in out
     assert out.split()[-3:] == [str(tmp_path / f"attention.{kind}") for kind in ("json", "md", "png")]
-    cli.main(["bench", "--explain"])
+    main(["bench", "--explain"])
     assert "impl='auto' takes" in capsys.readouterr().out
 
 

@@ -20,10 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import cli, load, load_model, save_for_hub
+from deformvit import load, load_model, save_for_hub
 from deformvit.data import open_split
 from deformvit.models.trace import scale_offsets
 from deformvit.runs import read_metrics
+from deformvit_command import main
 
 TINY_RUN = [
     "train", "demo", "--run.epochs", "1", "--run.no-progress", "--model.args",
@@ -32,7 +33,7 @@ TINY_RUN = [
 
 
 def deformvit(*args) -> None:
-    cli.main([str(arg) for arg in args])
+    main([str(arg) for arg in args])
 
 
 def values(text: str) -> dict[str, float]:
@@ -436,7 +437,7 @@ def test_help(command):
 
 def test_plan_of_a_run(capsys, tmp_path):
     """Before ImageNet is there, and with data; nothing is written."""
-    cli.main(["train", "dat-tiny-imagenet", "--dry-run", "--run.device", "cpu", "--run.accumulate", "16"])
+    main(["train", "dat-tiny-imagenet", "--dry-run", "--run.device", "cpu", "--run.accumulate", "16"])
     told = " ".join(capsys.readouterr().out.split())
     assert "model.drop_path_rate 0.2" in told
     assert "weight decay 0.05" in told
@@ -445,7 +446,7 @@ def test_plan_of_a_run(capsys, tmp_path):
     assert "the run 375,300 steps" in told
     assert "warm-up 25,020 steps" in told
     assert float(told.split("activations ")[1].split()[0]) == pytest.approx(4.83, rel=0.1)  # GiB for 64 images
-    cli.main([*map(str, TINY_RUN), "--dry-run", "--run.output", str(tmp_path / "run")])
+    main([*map(str, TINY_RUN), "--dry-run", "--run.output", str(tmp_path / "run")])
     told = " ".join(capsys.readouterr().out.split())
     assert "training images 6,000" in told
     assert "the run" in told
@@ -453,7 +454,7 @@ def test_plan_of_a_run(capsys, tmp_path):
 
 
 def test_recipes_are_listed_with_published_results(capsys):
-    cli.main(["recipes"])
+    main(["recipes"])
     told = capsys.readouterr().out
     for name, result in (
         ("dat-tiny-imagenet", "82.0 %"), ("datpp-base-384-finetune", "85.9 %"), ("upernet-dat-base", "49.38 mIoU"),

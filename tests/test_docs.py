@@ -15,8 +15,8 @@ import tyro
 
 import deformvit_command
 from deformvit import recipes
-from deformvit.cli import main
 from deformvit.models.files import packaged
+from deformvit_command import main
 
 ROOT = Path(__file__).parents[1]
 RUN = [

@@ -12,12 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 
 import deformvit
-from deformvit import ClassifierDescription, UserError, cli, load, save_for_hub, save_model
+from deformvit import ClassifierDescription, UserError, load, save_for_hub, save_model
 from deformvit.config import ClassificationConfig, DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
 from deformvit.data.classification import SAMPLES
 from deformvit.systems import build_detector, build_segmenter, describe_detector, describe_segmenter
 from deformvit.tasks import classification
 from deformvit.tasks.preprocessing import fill_in
+from deformvit_command import main
 
 TINY = {"dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "groups": 1, "depths": (1, 2, 2, 1)}
 CAT = SAMPLES / "cat.jpg"
@@ -129,7 +130,7 @@ def test_a_photo_is_the_same_to_everyone(other_preprocessing, photo, tmp_path, c
 
     best = expected.softmax(-1)[0].max()
     assert predictor(file).scores[0] == pytest.approx(float(best), abs=1e-6)
-    cli.main(["predict", str(file), "--model", str(other_preprocessing), "--top", "1"])
+    main(["predict", str(file), "--model", str(other_preprocessing), "--top", "1"])
     assert f"{100 * float(best):.1f} %" in capsys.readouterr().out
 
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from deformvit import cli, distributed
+import deformvit_command
+from deformvit import distributed
 from deformvit.cli import recipes as command
 from deformvit.errors import UserError
 
@@ -96,7 +97,7 @@ def test_only_the_recipe_asked_for_is_built():
 )
 def test_unknown_recipe(capsys, words, message):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", *words])
+        deformvit_command.main(["train", *words])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert message in err
@@ -104,9 +105,9 @@ def test_unknown_recipe(capsys, words, message):
 
 
 def test_help_of_train_lists_the_recipes(capsys):
-    cli.main(["recipes"])
+    deformvit_command.main(["recipes"])
     listed = capsys.readouterr().out
-    cli.main(["train", "--help"])
+    deformvit_command.main(["train", "--help"])
     assert listed in capsys.readouterr().out
     assert len(listed.splitlines()) > 20
 
@@ -129,7 +130,7 @@ def test_status_of_errors(monkeypatch, capsys, error, status, message):
     monkeypatch.setattr(command, "run", fail)
     monkeypatch.setattr(distributed, "exit_process", exited.append)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["recipes"])
+        deformvit_command.main(["recipes"])
     assert stop.value.code == status
     assert exited == [status]
     err = capsys.readouterr().err
@@ -144,14 +145,14 @@ def test_programming_errors_keep_their_traceback(monkeypatch, error):
 
     monkeypatch.setattr(command, "run", fail)
     with pytest.raises(type(error)) as raised:
-        cli.main(["recipes"])
+        deformvit_command.main(["recipes"])
     assert raised.value is error
 
 
 def test_success_exits_with_zero(monkeypatch, capsys):
     exited = []
     monkeypatch.setattr(distributed, "exit_process", exited.append)
-    cli.main(["recipes"])
+    deformvit_command.main(["recipes"])
     assert exited == [0]
 
 

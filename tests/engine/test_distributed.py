@@ -26,7 +26,7 @@ def dying(self, model, batch, device):
         {death}
     return losses(self, model, batch, device)
 Classification.losses = dying
-from deformvit.cli import main
+from deformvit_command import main
 main()
 """
 """A command whose second process dies at its ninth step, the first time it is started."""

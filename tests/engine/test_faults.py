@@ -238,7 +238,7 @@ def test_an_error_ends_the_run_and_its_loader_processes(images, tmp_path):
         "from deformvit.tasks.classification import Classification\n"
         "def evaluate(*_): raise TypeError('a mistake')\n"
         "Classification.evaluate = evaluate\n"
-        "from deformvit.cli import main\n"
+        "from deformvit_command import main\n"
         "main()\n"
     )
     words = command(images, tmp_path / "run", "--data.workers", "2")

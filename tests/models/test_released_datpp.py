@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from deformvit import DAT, DeformableAttention, cli, load_model, load_released, model_from_released
+from deformvit import DAT, DeformableAttention, load_model, load_released, model_from_released
 from deformvit.figures.common import COLOURS
 from deformvit.models.released import config as released_config
 from deformvit.models.released.files import convert_file
 from deformvit.models.released.weights import ConversionError
 from deformvit.ops import grid
+from deformvit_command import main
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
     assert model.output_norms is not None
     assert info.classes == []
     source = str(tmp_path / "out.safetensors")
-    cli.main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # has deformed points too
+    main(["figure", "points", "photo", "--model", source, "--output", str(tmp_path)])  # has deformed points too
     groups = max(module.points.groups for module in model.modules() if isinstance(module, DeformableAttention))
     with Image.open(tmp_path / "cat_points.png") as figure:
         assert min(figure.size) > 200
@@ -72,7 +73,7 @@ def test_backbone_of_a_detector_through_files(second, tmp_path, capsys):
     assert points <= {colour for _, colour in colours}
     for command in (["predict", "photo"], ["eval", "--data", "sample"]):
         with pytest.raises(SystemExit) as stop:
-            cli.main([*command, "--model", source])
+            main([*command, "--model", source])
         assert stop.value.code == 1
         assert "backbone without a classifier" in capsys.readouterr().err
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import cli, recipes
+from deformvit import recipes
 from deformvit.paper import comparison, experiments
 from deformvit.paper.recorded import SeedRun, seed_runs
 from deformvit.paper.render import render
 from deformvit.paper.tables import NANO_TABLES, Row, Table
 from deformvit.paper.tables.types import CIFAR10
+from deformvit_command import main
 
 SMALL = {"dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "groups": 1, "depths": (1, 2, 2, 1)}
 ROWS = (Row("first, as it is", "dat_nano", SMALL), Row("second", "dat_nano", SMALL | {"offsets": False}))
@@ -62,13 +63,13 @@ def test_runs_are_trained_once_and_fill_the_table(images, tmp_path, monkeypatch,
     monkeypatch.setitem(NANO_TABLES, "7", TWO_ROWS)
     output = ["--output", str(tmp_path / "runs")]
     command = ["ablate", "7", "--data", str(images), *output, "--seeds", "2", "--epochs", "2"]
-    cli.main([*command, "--rows", "2"])
+    main([*command, "--rows", "2"])
     printed = capsys.readouterr()
     assert "first" not in printed.err
     assert next(line for line in printed.out.splitlines() if line.startswith("| first")).endswith("| - | - | - |")
     for folder in (tmp_path / "runs" / "7-2-epochs").glob("second-*"):
         shutil.rmtree(folder)
-    cli.main(command)
+    main(command)
     printed = capsys.readouterr()
     assert [line.removeprefix("deformvit: ") for line in printed.err.splitlines() if "seed" in line] == [
         "1 of 4: first, as it is, seed 0", "2 of 4: second, seed 0", "3 of 4: first, as it is, seed 1",
@@ -84,7 +85,7 @@ def test_runs_are_trained_once_and_fill_the_table(images, tmp_path, monkeypatch,
     assert (config["run"]["seed"], config["model"]["args"]["offsets"]) == (1, "False")
     assert (folder / "table.md").read_text().strip() in printed.out
     assert "data, 2 epochs, top-1" in printed.out
-    cli.main(["table", "7", "--runs", str(tmp_path / "runs")])
+    main(["table", "7", "--runs", str(tmp_path / "runs")])
     assert row in capsys.readouterr().out
     with Image.open(folder / "curves.png") as curves:
         colours = curves.convert("RGB").getcolors(curves.width * curves.height)
@@ -93,14 +94,14 @@ def test_runs_are_trained_once_and_fill_the_table(images, tmp_path, monkeypatch,
     assert (44, 160, 44) not in shown  # there is no third
 
     before = (folder / "second-seed1" / "metrics.jsonl").stat().st_mtime_ns
-    cli.main(command)
+    main(command)
     assert "of 4" not in capsys.readouterr().err
     assert (folder / "second-seed1" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_an_unknown_row_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["ablate", "main", "--data", "sample", "--rows", "1", "9"])
+        main(["ablate", "main", "--data", "sample", "--rows", "1", "9"])
     assert stop.value.code == 1
     assert "rows must be from 1 to 5 for main, got 9" in capsys.readouterr().err
 
@@ -118,7 +119,7 @@ def test_the_table_is_written_after_every_run(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "Classification", lambda config: None)
     command = ["ablate", "main", "--data", "cifar10", "--output", str(tmp_path / "ablate"), "--seeds", "1"]
     with pytest.raises(SystemExit, match="130"):
-        cli.main([*command, "--epochs", "1"])
+        main([*command, "--epochs", "1"])
     assert "| 61.25 | - | 61.25 |" in render("main", tmp_path)
 
 

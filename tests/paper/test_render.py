@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from deformvit import UserError, cli, recipes
+from deformvit import UserError, recipes
 from deformvit.config import as_dict
 from deformvit.paper.recorded import recorded_runs
 from deformvit.paper.render import render, render_table
 from deformvit.paper.tables import Column, Row, Table
 from deformvit.paper.tables.types import COCO, IMAGENET
+from deformvit_command import main
 
 ABLATION = Table(
     "Two rows",
@@ -131,7 +132,7 @@ def test_costs_are_counted_once_for_each_architecture(monkeypatch):
 
 
 def test_command(capsys, tmp_path):
-    cli.main(["table", "7", "--configurations", "--runs", str(tmp_path)])
+    main(["table", "7", "--configurations", "--runs", str(tmp_path)])
     out = capsys.readouterr().out
     assert cells(out, "1, 2, 3, 4")[1:] == ["28.39", "28.39", "4.64", "4.64", "127.6", "81.7"]
     assert "1, 2, 3, 4: --model.name dat_tiny --model.args blocks" in out

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from deformvit import cli, recipes
+from deformvit import recipes
 from deformvit.data import open_split
 from deformvit.engine import loop
 from deformvit.runs import read_metrics
 from deformvit.tasks.classification import Classification
+from deformvit_command import main
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_eval_measures_the_images_that_training_held_out(clothes, tmp_path, caps
     loop.fit(Classification(run), run)
     best = max(line["top1"] for line in read_metrics(tmp_path / "run"))
     capsys.readouterr()
-    cli.main(["eval", "--model", str(tmp_path / "run" / "best.safetensors"), "--data", str(clothes), "--workers", "0"])
+    main(["eval", "--model", str(tmp_path / "run" / "best.safetensors"), "--data", str(clothes), "--workers", "0"])
     printed = capsys.readouterr()
     values = dict(line.split() for line in printed.out.splitlines() if len(line.split()) == 2)
     assert values["images"] == "6"

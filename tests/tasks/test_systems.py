@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformvit import UserError, cli, drawing, load, load_model, recipes, systems
+from deformvit import UserError, drawing, load, load_model, recipes, systems
 from deformvit.data.segmentation import open_segmentation
 from deformvit.engine import loop
 from deformvit.engine.loader import steps_per_epoch
@@ -24,6 +24,7 @@ from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.tasks.detection import Detection
 from deformvit.tasks.segmentation import Segmentation
+from deformvit_command import main
 
 TINY = {"dims": "(16, 16, 32, 32)", "num_heads": "(1, 1, 2, 2)", "groups": "1", "depths": "(1, 2, 2, 1)"}
 DETECTORS = ["mask-rcnn-dat-nano-nuclei", "cascade-mask-rcnn-dat-nano-nuclei", "retinanet-dat-nano-bccd"]
@@ -116,7 +117,7 @@ def test_a_resumed_run_is_the_same(trained, shapes, labelled, tmp_path, recipe):
 
 
 def run(*arguments):
-    cli.main([str(argument) for argument in arguments])
+    main([str(argument) for argument in arguments])
 
 
 def values(text):
