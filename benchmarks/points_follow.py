@@ -40,8 +40,8 @@ def main(model_file: str) -> None:
         reference = layer.pixels(start.expand_as(moved), hw).flatten(1, 3)
         length = (deformed - reference).norm(dim=-1).mean().item()
         print(
-            f"| {layer.name} | {share(reference):.1f} % | {share(deformed):.1f} % | {share(deformed.roll(1, 0)):.1f} % "
-            f"| {length:.2f} |"
+            f"| {layer.label} | {share(reference):.1f} % | {share(deformed):.1f} % "
+            f"| {share(deformed.roll(1, 0)):.1f} % | {length:.2f} |"
         )
 
 

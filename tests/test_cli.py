@@ -218,10 +218,13 @@ def test_figure_points(trained, photo, tmp_path, suffix):
 
 
 def test_figure_of_chosen_layers(trained, photo, tmp_path):
-    for folder, layers in (("all", []), ("two", ["--layers", 1, 3])):
+    named = ["--layers", "stage 2, block 2", "Stage 4,  block 1"]
+    for folder, layers in (("all", []), ("two", ["--layers", 1, 3]), ("named", named)):
         deformvit("figure", "points", photo, "--model", trained, "--output", tmp_path / folder, "--dpi", 50, *layers)
     tall, short = (Image.open(tmp_path / folder / "boot_points.png").height for folder in ("all", "two"))
     assert short < 0.8 * tall  # rows are layers
+    two, same = (matplotlib.image.imread(tmp_path / folder / "boot_points.png") for folder in ("two", "named"))
+    np.testing.assert_array_equal(two, same)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def test_every_kind_of_figure(trained, photo, tmp_path, capsys, kind, options):
     assert str(target) in printed
     if kind == "offsets":
         assert pixels.shape[1] == 300
-        assert "stages.3.blocks.0.attn" in printed
+        assert "stage 4, block 1" in printed
 
 
 def test_figures_go_on_after_a_broken_file(trained, photo, tmp_path, capsys):
@@ -270,7 +273,12 @@ def test_figure_of_runs(trained, tmp_path):
         (["query", "photo", "--point", "0.5", "1.5"], "point must be two shares from 0 to 1, got 0.5 and 1.5"),
         (["query", "photo", "--heads", "some"], "heads must be mean, each, or numbers such as 1,3; got 'some'"),
         (["query", "photo", "--heads", "9", "--layers", "1"], "there is no head 9"),
-        (["points", "photo", "--layers", "7"], "there is no layer 7; dat_nano.cifar10 has 4 deformable layers"),
+        (["points", "photo", "--layers", "7"], "there is no layer '7'; there are stage 1, block 1; stage 2"),
+        (
+            ["keys", "photo", "--layers", "stage 3, block 9"],
+            "layers of dat_nano.cifar10: there is no layer 'stage 3, block 9'",
+        ),
+        (["offsets", "photo", "--layers", "stage 3, block 1"], "stage 3, block 1 is a window layer, which has no"),
         (["points", "photo", "--compare", "dat_nano.cifar10"], "compare is for query and --html, not for points"),
         (["points", "photo", "--size", "0", "5"], "size must be a height and a width"),
         (["curves", "photo"], "no such file; curves are drawn of folders that `deformvit train` wrote"),
@@ -382,7 +390,7 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),
         (["train", "demo", "--model.name", "dat_giant"], "dat_giant"),
         (["figure", "points", "sample", "--device", "warp"], "device 'warp'"),
-        (["figure", "points", "photo", "--layers", "2", "9"], "there is no layer 9; dat_nano.cifar10 has 4"),
+        (["figure", "points", "photo", "--layers", "2", "9"], "there is no layer '9'; there are stage 1, block 1;"),
     ],
 )
 def test_errors_are_one_line(capsys, args, message, tmp_path, monkeypatch):

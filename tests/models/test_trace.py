@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from deformvit import record
+from deformvit import DeformableAttention, UserError, record
 from deformvit.models.trace import scale_offsets
 from deformvit.ops import grid
 
@@ -116,3 +116,21 @@ def test_splat_is_the_adjoint_of_sampling():
     read = grid.sample(image, grid.from_index(index, (6, 9))[None])
     (expected,) = torch.autograd.grad(read, image, mass[None, None])
     torch.testing.assert_close(grid.splat(mass, index, (6, 9)), expected[0, 0])
+
+
+def test_layers_are_found_by_label_and_by_number():
+    """One name for a layer, the same in a detector's backbone; networks of other kinds have paths."""
+    model = torch.nn.ModuleDict({"backbone": small("dat_tiny")})
+    with torch.inference_mode(), record(model) as trace:
+        model["backbone"](torch.randn(1, 3, 64, 64))
+    assert [layer.label for layer in trace.layers][-2:] == ["stage 4, block 1", "stage 4, block 2"]
+    assert trace.find("stage 4, block 2") is trace.find(" Stage 4,block 2") is trace.find("2") is trace.layers[-1]
+    assert trace.find("1") is trace.deformable[0]
+    assert trace.find("stage 1, block 2").kind == "shifted"
+    for wrong in ("0", "3", "stage 5, block 1", ""):
+        with pytest.raises(UserError, match="there is no layer '.*there are stage 1, block 1; stage 1, block 2"):
+            trace.find(wrong)
+    plain = torch.nn.Sequential(torch.nn.Identity(), DeformableAttention(8, 2, 2))
+    with torch.inference_mode(), record(plain) as trace:
+        plain(torch.randn(1, 8, 6, 6))
+    assert trace.find("1").label == "1"

@@ -34,7 +34,7 @@ def run(
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = DEFAULT_MODEL,
     compare: str = "",
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("figures"),
-    layers: tuple[int, ...] = (),
+    layers: tuple[str, ...] = (),
     point: tuple[float, float] | None = None,
     heads: str = "mean",
     count: int | None = None,
@@ -58,8 +58,8 @@ def run(
         model: a model file, a run's folder, a folder of the Hugging Face hub, or a name such as dat_nano.cifar10.
         compare: `query` and --html: another model to show beside it.
         output: folder to write to.
-        layers: which deformable layers to draw, counted from 1; all by default. In a model without any, its attention
-            layers are counted.
+        layers: which layers to draw, such as "stage 3, block 4", or numbers: 1 is the first deformable layer. All
+            deformable layers by default; in a model without any, all attention layers are drawn and counted.
         point: `query` and `keys`: height and width of a point, as shares of what the network sees; `query` takes the
             middle by default, `keys` all points together.
         heads: `query`: mean, each, or numbers such as 1,3.
@@ -118,14 +118,12 @@ def _heads(text: str) -> str | list[int]:
         raise UserError(f"heads must be mean, each, or numbers such as 1,3; got {text!r}") from None
 
 
-def _chosen(seen: Look, layers: tuple[int, ...], model: str) -> list[LayerRecord]:
-    """The layers of those numbers: of the deformable ones, or of all where there are none."""
-    known = seen.trace.deformable or seen.trace.layers
-    what = "deformable" if seen.trace.deformable else "attention"
-    wrong = [number for number in layers if not 1 <= number <= len(known)]
-    if wrong:
-        raise UserError(f"layers: there is no layer {wrong[0]}; {model} has {len(known)} {what} layers")
-    return [known[number - 1] for number in layers] if layers else known
+def _chosen(seen: Look, layers: tuple[str, ...], model: str) -> list[LayerRecord]:
+    """The named layers, or the deformable ones, or all where there are none."""
+    try:
+        return [seen.trace.find(word) for word in layers] or seen.trace.deformable or seen.trace.layers
+    except UserError as error:
+        raise UserError(f"layers of {model}: {error}") from None
 
 
 def _draw(
@@ -137,7 +135,7 @@ def _draw(
     seen, names = looks[0], [predictor.name for predictor in predictors]
     many: dict[str, Any] = {} if count is None else {"count": count}
     pixel = None if point is None else (point[0] * seen.hw[0], point[1] * seen.hw[1])
-    moving = [layer for layer in chosen if layer.deformed is not None]
+    moving = chosen if seen.trace.deformable else []  # a window layer among them is refused by name
     if kind == "points":
         return figures.points(seen.overlay, moving, title=title)
     if kind == "offsets":
@@ -171,7 +169,9 @@ def _counterpart(layer: LayerRecord, other: Look) -> LayerRecord:
     same = [found for found in other.trace.layers if found.name == layer.name]
     alike = [found for found in other.trace.layers if found.feature_hw == layer.feature_hw]
     if not (same or alike):
-        raise UserError(f"the model to compare with has no attention at {layer.name} or on a map of {layer.feature_hw}")
+        raise UserError(
+            f"the model to compare with has no attention at {layer.label} or on a map of {layer.feature_hw}"
+        )
     return (same or alike)[-1]
 
 
@@ -180,11 +180,11 @@ def _print_offsets(seen: Look, chosen: list[LayerRecord]) -> None:
 
     from deformvit import figures
 
-    print("layer                      group   mean  largest  deviation  at bound  outside   (pixels)")
+    print("layer               group   mean  largest  deviation  at bound  outside   (pixels)")
     for entry in figures.offset_statistics(chosen, seen.hw):
         bound = "" if math.isnan(entry.saturated) else f"{100 * entry.saturated:.0f} %"
         print(
-            f"{entry.layer:<26} {entry.group:>5}  {entry.mean:>5.1f}  {entry.largest:>7.1f}  {entry.deviation:>9.1f}  "
+            f"{entry.layer:<19} {entry.group:>5}  {entry.mean:>5.1f}  {entry.largest:>7.1f}  {entry.deviation:>9.1f}  "
             f"{bound:>8}  {100 * entry.outside:>5.0f} %"
         )
 

@@ -22,6 +22,7 @@ class OffsetStatistics:
     """How far the points of one group of a layer move in an image."""
 
     layer: str
+    """As :attr:`~deformvit.models.trace.LayerRecord.label`."""
     group: int
     """Counted from 1."""
     mean: float
@@ -57,7 +58,7 @@ def offset_statistics(
             length = move.norm(dim=-1)
             found.append(
                 OffsetStatistics(
-                    layer.name, group, float(length.mean()), float(length.max()),
+                    layer.label, group, float(length.mean()), float(length.max()),
                     float((move - move.mean(0)).norm(dim=-1).mean()), saturated,
                     float((pos.abs() > 1).any(-1).float().mean()),
                 )
@@ -88,7 +89,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
     for row, layer in enumerate(layers):
         reference, deformed = layer.points()
         move = layer.pixels(deformed[index], hw) - layer.pixels(reference, hw)
-        longest = max(statistics[layer.name, g + 1].largest for g in range(len(move)))
+        longest = max(statistics[layer.label, g + 1].largest for g in range(len(move)))
         for col, axis in enumerate(axes[row]):
             axis.set_axis_off()
             group = col - 1
@@ -101,7 +102,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
             elif group < len(move):
                 field = flow_colours(move[group].cpu(), longest)
                 axis.imshow(field, extent=(0, hw[1], hw[0], 0), interpolation="nearest")
-                entry = statistics[layer.name, group + 1]
+                entry = statistics[layer.label, group + 1]
                 saturated = "" if np.isnan(entry.saturated) else f", {100 * entry.saturated:.0f} % at the bound"
                 axis.set_title(
                     f"group {group + 1}: mean {entry.mean:.1f}, deviation {entry.deviation:.1f} px\n"

@@ -10,10 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from deformvit.errors import UserError
 from deformvit.layers import DeformableAttention, DeformedPoints
 from deformvit.layers.attention_weights import LAYERS, QueryAttention, attention_weights, layer_kind
 from deformvit.models.network import DAT
 from deformvit.ops import grid
+
+
+def layer_label(name: str) -> str:
+    """``stages.2.blocks.3.attn`` -> ``stage 3, block 4``; the path itself in networks other than :class:`DAT`."""
+    match = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", name)
+    return f"stage {int(match[1]) + 1}, block {int(match[2]) + 1}" if match else name
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,8 @@ class LayerRecord:
 
     @property
     def label(self) -> str:
-        """Stage and block of the layer, counted from 1, or its path in networks other than :class:`DAT`."""
-        match = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", self.name)
-        return f"stage {int(match[1]) + 1}, block {int(match[2]) + 1}" if match else self.name
+        """What people are told the layer is called, see :func:`layer_label`."""
+        return layer_label(self.name)
 
     @property
     def feature_hw(self) -> tuple[int, int]:
@@ -66,10 +72,10 @@ class LayerRecord:
         """(H_G, W_G, 2) reference points and (B, G, H_G, W_G, 2) deformed points.
 
         Raises:
-            ValueError: the layer has no points.
+            UserError: the layer has no points.
         """
         if self.reference is None or self.deformed is None:
-            raise ValueError(f"{self.name} is a {self.kind} layer, which has no deformed points")
+            raise UserError(f"{self.label} is a {self.kind} layer, which has no deformed points")
         return self.reference, self.deformed
 
     def pixels(self, positions: Tensor, image_hw: tuple[int, int]) -> Tensor:
@@ -118,6 +124,20 @@ class Trace:
     def deformable(self) -> list[LayerRecord]:
         """The layers with deformed points."""
         return [layer for layer in self.layers if layer.deformed is not None]
+
+    def find(self, word: str) -> LayerRecord:
+        """The layer of that label, ``stage 3, block 4``, or number among those with points (or all if none has any).
+
+        Raises:
+            UserError: there is no such layer; the message lists those there are.
+        """
+        known = self.deformable or self.layers
+        if word.strip().isdecimal() and 1 <= int(word) <= len(known):
+            return known[int(word) - 1]
+        for layer in self.layers:
+            if "".join(word.lower().split()) == "".join(layer.label.lower().split()):
+                return layer
+        raise UserError(f"there is no layer {word!r}; there are " + "; ".join(layer.label for layer in self.layers))
 
 
 @contextmanager
