@@ -9,13 +9,14 @@ from pathlib import Path
 import deformvit
 
 ROOT = Path(deformvit.__file__).parent
-LEAVES = {"devices", "distributed", "errors", "runs", "sizes", "storage"}
+LEAVES = {"devices", "distributed", "errors", "plain", "runs", "sizes", "storage"}
 MAY_IMPORT = {
     "errors": set(),
     "storage": set(),
     "distributed": set(),
     "sizes": set(),
     "devices": {"errors"},
+    "plain": {"errors"},
     "runs": set(),
     "drawing": set(),
     "config": LEAVES,

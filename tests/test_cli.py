@@ -359,10 +359,18 @@ def test_figure_of_a_model_without_points_is_told():
 def test_convert_reports(tmp_path, golden, capsys):
     torch.save(golden("dat_micro").state_dict(), tmp_path / "micro.pth")
     err = fails(capsys, "convert", tmp_path / "micro.pth", tmp_path / "out.safetensors", "--model", "dat_tiny")
-    assert "micro.pth: the checkpoint is of another architecture" in err
+    assert "micro.pth: not weights of dat_tiny: the checkpoint is of another architecture" in err
     assert not (tmp_path / "out.safetensors").exists()
     err = fails(capsys, "convert", tmp_path / "none.pth", tmp_path / "out.safetensors", "--model", "dat_tiny")
     assert "none.pth: no such file" in err
+    wrong = {
+        (tmp_path / "micro.pth",): "--model",
+        (tmp_path, "--model", "dat_tiny"): "not a file",
+        ("https://host/a.pth", "--model", "dat_tiny"): "https://host/a.pth: an address; download the file first",
+        (tmp_path / "micro.pth", "--config", "none.yaml"): "none.yaml: no such file",
+    }
+    for (source, *more), message in wrong.items():
+        assert message in fails(capsys, "convert", source, tmp_path / "out.safetensors", *more)
 
 
 def test_convert_a_released_file(tmp_path, golden, capsys, photo):

@@ -14,3 +14,7 @@ class DataError(UserError):
 
 class UnreadableImage(DataError):
     """One image is damaged or missing; training skips a limited number of them (``data.max_unreadable``)."""
+
+
+class DescriptionError(UserError):
+    """What a file says of a model or a run is invalid; the message names the field, its value and what was expected."""

@@ -251,6 +251,16 @@ def test_schedule_with_milestones_is_the_detectors():
     assert rate(1100) == rate(1199) == pytest.approx(1e-6)  # after 11
 
 
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 1.0), ("poly", 1.0), ("steps", 1.0), ("cosine", 9.0)])
+def test_a_warm_up_as_long_as_the_run_ends_at_the_peak_without_a_remark(schedule, warmup, caplog):
+    config = recipes.ALL["demo"]()
+    config.run.epochs, config.optim.schedule, config.optim.warmup_epochs = 1, schedule, warmup
+    rate = rates(config, steps_per_epoch=11)
+    assert rate(0) == pytest.approx(config.optim.warmup_lr)
+    assert rate(10) == config.optim.lr
+    assert not caplog.records
+
+
 def test_polynomial_schedule_is_the_segmenters():
     rate = rates(recipes.ALL["semantic-fpn-dat-tiny"](), steps_per_epoch=1263)
     assert rate(0) == pytest.approx(2e-4)

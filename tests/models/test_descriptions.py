@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from deformvit import ClassifierDescription, DetectorDescription, SegmenterDescription, load_model, save_model
 from deformvit.config import DetectorConfig, SegmenterConfig
+from deformvit.errors import DescriptionError
 from deformvit.models import descriptions, files
-from deformvit.models.descriptions import DescriptionError, from_header, to_header
+from deformvit.models.descriptions import from_header, to_header
 from deformvit.models.files import ModelFileError
 
 DESCRIPTIONS = [
@@ -73,6 +74,7 @@ DETECTOR = to_header(DESCRIPTIONS[1])
         ({"img_size": True}, "img_size: expected int, got True"),
         ({"crop_pct": 1.5}, "crop_pct: expected a number above 0 and at most 1, got 1.5"),
         ({"crop_pct": float("nan")}, "crop_pct: expected float, got nan"),
+        ({"crop_pct": 10**400}, "crop_pct: expected float, got a very large number"),
         ({"resize": "stretch"}, "resize: expected one of shorter, square, got 'stretch'"),
         ({"mean": [0.5, 0.5]}, "mean: expected three numbers"),
         ({"mean": [0.5, "x", 0.5]}, "mean: expected float, got 'x'"),

@@ -294,10 +294,10 @@ def test_image_args_are_checked(released):
         ("img_size", "abc"): "img_size: expected a number, got 'abc'",
         ("resize", "round"): "resize: expected one of shorter, square, got 'round'",
         ("crop_pct", "0"): "crop_pct: expected a number above 0 and at most 1, got 0",
-        ("colour", "1"): "unknown 'colour'; expected img_size, crop_pct or resize",
+        ("colour", "1"): "colour: unknown; expected img_size, crop_pct or resize",
     }
     for (name, value), message in wrong.items():
-        with pytest.raises(ConversionError, match=f"image_args: {message}"):
+        with pytest.raises(ConversionError, match=f"--image-args {message}"):
             convert_file(source, target, config=config, image_args={name: value})
 
 
@@ -332,13 +332,13 @@ def test_convolutional_mlps_by_stage(golden):
 
 def test_wrong_arguments_are_refused(released):
     source, target = released / "micro.pth", released / "out.safetensors"
-    with pytest.raises(ConversionError, match="give model or config"):
+    with pytest.raises(ConversionError, match="give --model, .* or --config"):
         convert_file(source, target)
-    with pytest.raises(ConversionError, match=r"'dat_huge' is not registered; ours are dat, dat_base"):
+    with pytest.raises(ConversionError, match=r"--model dat_huge: there is no such model; ours are dat, dat_base"):
         convert_file(source, target, model="dat_huge")
     with pytest.raises(ConversionError, match="no such file"):
         convert_file(released / "none.pth", target, model="dat_tiny")
-    with pytest.raises(ConversionError, match=r"ending in \.safetensors"):
+    with pytest.raises(ConversionError, match=r"must end in \.safetensors"):
         convert_file(source, released / "out.pth", config=released / "micro.yaml")
     (released / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(ConversionError, match="2 class names, but the model has 10"):

@@ -151,5 +151,5 @@ def test_class_names_of_a_model_file_are_kept(golden, tmp_path):
 
 def test_two_sources_of_a_name_are_refused(golden, tmp_path):
     torch.save(golden("dat_micro").state_dict(), tmp_path / "micro.pth")
-    with pytest.raises(ConversionError, match="model and config are both given"):
+    with pytest.raises(ConversionError, match="--model and --config are both given"):
         load_checkpoint(tmp_path / "micro.pth", model="dat_tiny", config=tmp_path / "micro.yaml")

@@ -43,9 +43,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: BaseConfig, steps_p
     """Linear warm-up, then the decay of ``optim.schedule``, per optimiser step; every rate scales with the batch."""
     optim, scale = config.optim, _batch_scale(config)
     total, warmup = total_steps(config, steps_per_epoch), warmup_steps(config, steps_per_epoch)
-    if optim.schedule == "steps":
+    if optim.schedule == "steps" or total - warmup == 1:  # a curve of one step is its peak; timm would remark on it
         # Milestones count from the start of the run, warm-up included; timm applies one a step early.
-        milestones = [epoch * steps_per_epoch + 1 for epoch in optim.milestones]
+        epochs = optim.milestones if optim.schedule == "steps" else ()
+        milestones = [epoch * steps_per_epoch + 1 for epoch in epochs]
         return MultiStepLRScheduler(
             optimizer, decay_t=milestones, decay_rate=0.1, warmup_t=warmup, warmup_lr_init=optim.warmup_lr * scale,
             warmup_prefix=False, t_in_epochs=False,

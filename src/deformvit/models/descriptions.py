@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import timm
 
 from deformvit.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, SegmenterConfig
-from deformvit.errors import UserError
+from deformvit.errors import DescriptionError
 from deformvit.models.network import DAT
+from deformvit.plain import MOST_ITEMS, conform, short
 
 LARGEST_SIDE = 8192
 """Pixels of an image's side that a description may ask for."""
-MOST_CLASSES = 100_000
+MOST_CLASSES = MOST_ITEMS
 MOST_BLOCKS = 1_000
 LARGEST_NUMBER = 1e6
 """Of a model's arguments, whatever they are."""
@@ -48,10 +47,6 @@ TIMM_ARGUMENTS: dict[str, Any] = {
 
 Task = Literal["classification", "detection", "segmentation"]
 Resize = Literal["shorter", "square"]
-
-
-class DescriptionError(UserError):
-    """A description is not valid; the message names the field, its value and what was expected."""
 
 
 @dataclass(kw_only=True)
@@ -82,7 +77,7 @@ class _Description:
             raise DescriptionError(f"classes: at most {MOST_CLASSES:,}, got {len(self.classes):,}")
         for name, channels in {"mean": self.mean, "std": self.std}.items():
             if len(channels) != 3:
-                raise DescriptionError(f"{name}: expected three numbers, got {_short(channels)}")
+                raise DescriptionError(f"{name}: expected three numbers, got {short(channels)}")
         if min(self.std) <= 0:
             raise DescriptionError(f"std: expected positive numbers, got {self.std}")
 
@@ -251,54 +246,6 @@ def is_ours(name: str) -> bool:
     return timm.models.is_model_in_modules(name, ["dat"])
 
 
-def conform(value: Any, kind: Any, where: str) -> Any:
-    """A value of JSON as the type of an annotation: numbers become floats and lists tuples where that is expected.
-
-    Raises:
-        DescriptionError: another type, or a number that is not finite (but in ``metrics``, where NaN says "undefined").
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for option in inner:
-            try:
-                return conform(value, option, where)
-            except DescriptionError:
-                continue
-        raise _wrong(value, kind, where)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in inner:
-            raise DescriptionError(f"{where}: expected one of {', '.join(map(str, inner))}, got {_short(value)}")
-        return value
-    if origin is tuple and inner[-1] is not Ellipsis:
-        if not isinstance(value, list | tuple) or len(value) != len(inner):
-            raise _wrong(value, kind, where)
-        return tuple(conform(item, option, where) for item, option in zip(value, inner, strict=True))
-    if origin in (tuple, list, Sequence):
-        if not isinstance(value, list | tuple) or len(value) > MOST_CLASSES:
-            raise _wrong(value, kind, where)
-        items = [conform(item, inner[0], where) for item in value]
-        return items if origin is list else tuple(items)
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise _wrong(value, kind, where)
-        return {key: conform(item, inner[1], f"{where}.{key}") for key, item in value.items()}
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong(value, kind, where)
-        if not math.isfinite(value) and not where.startswith("metrics."):
-            raise _wrong(value, kind, where)
-        return float(value)
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong(value, kind, where)
-        return value
-    if not isinstance(value, kind):  # str, bool, None, a dataclass that is one already
-        raise _wrong(value, kind, where)
-    return value
-
-
 _D = TypeVar("_D", ClassifierDescription, DetectorDescription, SegmenterDescription)
 _H = TypeVar("_H", DetectorConfig, SegmenterConfig)
 
@@ -338,7 +285,7 @@ def _choices(config: type[DetectorConfig | SegmenterConfig]) -> tuple[str, ...]:
 
 def _in_range(name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise DescriptionError(f"{name}: expected {least} to {most}, got {_short(value)}")
+        raise DescriptionError(f"{name}: expected {least} to {most}, got {short(value)}")
 
 
 def _limit(value: Any, where: str) -> None:
@@ -346,16 +293,4 @@ def _limit(value: Any, where: str) -> None:
         if isinstance(number, tuple):
             _limit(number, where)
         elif isinstance(number, int | float) and abs(number) > LARGEST_NUMBER:
-            raise DescriptionError(f"{where}: at most {LARGEST_NUMBER:g}, got {_short(number)}")
-
-
-def _wrong(value: Any, kind: Any, where: str) -> DescriptionError:
-    expected = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-    for module in ("typing.", "collections.abc."):
-        expected = expected.replace(module, "")
-    return DescriptionError(f"{where}: expected {expected}, got {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a very large number"
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise DescriptionError(f"{where}: at most {LARGEST_NUMBER:g}, got {short(number)}")

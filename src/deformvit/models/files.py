@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deformvit.errors import UserError
+from deformvit.errors import DescriptionError, UserError
 from deformvit.models import descriptions
-from deformvit.models.descriptions import ClassifierDescription, Description, DescriptionError
+from deformvit.models.descriptions import ClassifierDescription, Description
 from deformvit.models.state import compare, shapes
 from deformvit.storage import write_atomically
 

@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deformvit.errors import DescriptionError
 from deformvit.models import files
-from deformvit.models.descriptions import ClassifierDescription, DescriptionError
+from deformvit.models.descriptions import ClassifierDescription
 from deformvit.models.released.config import released_args
 from deformvit.models.released.names import registered_name
 from deformvit.models.released.weights import ConversionError, has_output_norms, load_released, unwrap
@@ -50,8 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ConversionError: the file is missing, empty, truncated, or holds objects other than tensors and plain values.
     """
-    if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
+    _must_be_file(path)
     if path.stat().st_size == 0:
         raise ConversionError(f"{path}: the file is empty")
     try:
@@ -74,8 +74,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+def _must_be_file(path: Path) -> None:
+    """Raise an error that says what is there instead of a file."""
+    if path.is_file():
+        return
+    if path.parts[:1] in (("http:",), ("https:",)):
+        raise ConversionError(f"{path.parts[0]}//{'/'.join(path.parts[1:])}: an address; download the file first")
+    raise ConversionError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = "" if isinstance(error, LookupError) else str(error).strip()  # what is looked up in vain says nothing
+    return (text or type(error).__name__).splitlines()[0]
 
 
 def load_checkpoint(
@@ -92,11 +102,11 @@ def load_checkpoint(
         ConversionError: wrong arguments, an unreadable file, or weights that do not fit; the message names the file.
     """
     if model and config:
-        raise ConversionError("model and config are both given; choose one")
+        raise ConversionError("--model and --config are both given; one is enough")
     weights = read_checkpoint(source)
     described = files.open_model_file(source).description if source.suffix == ".safetensors" else None
     if described is not None and not isinstance(described, ClassifierDescription):
-        raise ConversionError(f"{source}: is a model file for {described.task} already; there is nothing to convert")
+        raise ConversionError(f"{source}: a model file for {described.task} already; there is nothing to convert")
     if config is not None:
         description = _from_yaml(config, weights)
     elif model:
@@ -104,7 +114,10 @@ def load_checkpoint(
     elif described is not None:
         description = described
     else:
-        raise ConversionError(f"{source}: does not say which model it belongs to; give model or config")
+        raise ConversionError(
+            f"{source}: does not say which model it is of; give --model, a name such as dat_tiny, or --config, the "
+            f"released YAML file"
+        )
     try:
         description.check()
         network = files.build(description)
@@ -113,7 +126,7 @@ def load_checkpoint(
     try:
         load_released(network, weights)
     except ConversionError as error:
-        raise ConversionError(f"{source}: {error}") from error
+        raise ConversionError(f"{source}: not weights of {description.name}: {error}") from error
     return network, description
 
 
@@ -144,7 +157,7 @@ def convert_file(
         ConversionError: as :func:`load_checkpoint`, or values of ``image_args`` out of range.
     """
     if target.suffix != ".safetensors":
-        raise ConversionError(f"{target}: expected a name ending in .safetensors")
+        raise ConversionError(f"{target}: the file to write must end in .safetensors")
     network, description = load_checkpoint(source, model, config)
     if classes is not None:
         description.classes = _read_classes(classes, len(description.classes))
@@ -156,6 +169,7 @@ def convert_file(
 
 def _from_yaml(path: Path, weights: Mapping[str, Any]) -> ClassifierDescription:
     """The model that a released YAML file configures, under its registered name."""
+    _must_be_file(path)
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -188,7 +202,8 @@ def _from_yaml(path: Path, weights: Mapping[str, Any]) -> ClassifierDescription:
 def _from_name(name: str, weights: Mapping[str, Any], described: ClassifierDescription | None) -> ClassifierDescription:
     """A registered model, with as many classes as the weights have, named as ``described`` if that fits."""
     if not timm.is_model(name):
-        raise ConversionError(f"model {name!r} is not registered; ours are {', '.join(timm.list_models(module='dat'))}")
+        known = ", ".join(timm.list_models(module="dat"))
+        raise ConversionError(f"--model {name}: there is no such model; ours are {known}")
     cfg = timm.get_pretrained_cfg(name)
     args: dict[str, Any] = {}
     classes = cfg.num_classes
@@ -219,18 +234,19 @@ def _numbered(count: int) -> list[str]:
 def _set_image_args(description: ClassifierDescription, image_args: Mapping[str, str]) -> None:
     for name, text in image_args.items():
         if name not in ("img_size", "crop_pct", "resize"):
-            raise ConversionError(f"image_args: unknown {name!r}; expected img_size, crop_pct or resize")
+            raise ConversionError(f"--image-args {name}: unknown; expected img_size, crop_pct or resize")
         try:
             setattr(description, name, type(getattr(description, name))(text))
         except ValueError as error:
-            raise ConversionError(f"image_args: {name}: expected a number, got {text!r}") from error
+            raise ConversionError(f"--image-args {name}: expected a number, got {text!r}") from error
     try:
         description.check()
     except DescriptionError as error:
-        raise ConversionError(f"image_args: {error}") from error
+        raise ConversionError(f"--image-args {error}") from error
 
 
 def _read_classes(path: Path, count: int) -> list[str]:
+    _must_be_file(path)
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
