@@ -1,7 +1,7 @@
 """Predict with any model of this package: ``deformvit.load`` gives a predictor, a predictor gives results.
 
-A photo's way: :func:`load` (header, then weights, once) -> ``Predictor.transform`` (as the file says) -> network -> a
-result with named fields. The commands, the figures and the page take the same way.
+A photo's way: :func:`deformvit.load` (header, then weights, once) -> ``Predictor.transform`` (as the file says) ->
+network -> a result with named fields. The commands, the figures and the page take the same way.
 """
 
 from __future__ import annotations
@@ -69,24 +69,27 @@ R = TypeVar("R", bound=Result)
 
 
 class Predictor(Generic[R]):
-    """A model that is ready to predict; made by :func:`load`.
-
-    Attributes:
-        model: the network, in evaluation mode, on ``device``.
-        description: what its file says of it.
-        classes: names of the classes, in the order of the labels.
-        task: "classification", "detection" or "segmentation".
-        transform: a PIL image -> the tensor that the model is given, without the batch axis.
-        device: where it computes.
-        name: what it was loaded from.
-    """
+    """A model that is ready to predict; made by :func:`deformvit.load`."""
 
     task: ClassVar[Task]
+    """What it predicts."""
+    model: nn.Module
+    """The network, in evaluation mode, on ``device``."""
+    description: Description
+    """What its file says of it."""
+    classes: list[str]
+    """Names of the classes, in the order of the labels."""
+    transform: Callable[[Image.Image], Tensor]
+    """An RGB image -> the tensor that the model is given, without the batch axis."""
+    device: torch.device
+    """Where it computes."""
+    name: str
+    """What it was loaded from."""
 
     def __init__(self, model: nn.Module, description: Description, name: str, device: torch.device) -> None:
         self.model, self.description, self.name, self.device = model, description, name, device
         self.classes = description.classes
-        self.transform: Callable[[Image.Image], Tensor] = self._make_transform()
+        self.transform = self._make_transform()
 
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return _tensor

@@ -21,9 +21,11 @@ class Finding:
     """One line of what a result says: a class with its probability, its objects, or its share of the image."""
 
     name: str
+    """Name of the class."""
     value: float
-    """From 0 to 1."""
+    """Probability of the class, highest score of its objects, or its share of the pixels: from 0 to 1."""
     text: str
+    """The value as a person reads it, such as ``91.5 %``."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Result:
     """Position of the image among those given."""
 
     task: ClassVar[Task]
+    """What was predicted."""
 
     @property
     def image(self) -> Image.Image:

@@ -1,6 +1,6 @@
 """The size to which detectors and segmenters resize an image, in training, evaluation and prediction.
 
-Classifiers see squares of one size instead: :mod:`deformvit.data.classification_transforms`.
+Classifiers see squares of one size instead: :func:`deformvit.data.eval_transform`.
 """
 
 from __future__ import annotations

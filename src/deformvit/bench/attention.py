@@ -149,13 +149,13 @@ def run_attention(
     """Measure implementations and baselines on every case.
 
     Args:
-        models: names in :data:`WIDTHS`.
+        models: names in ``WIDTHS``.
         sizes: (H, W) of images, multiples of 16.
         implementations: names; by default the baselines and the implementations that can run on the device.
         compiled: measure the reference under torch.compile too.
 
     Returns:
-        Machine, settings and rows, for :mod:`deformvit.bench.report`.
+        Machine, settings and rows, for ``deformvit.bench.report``.
 
     Raises:
         UserError: an unknown implementation, a device that cannot be used, or a size that is not a multiple of 16.

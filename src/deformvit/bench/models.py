@@ -80,7 +80,7 @@ def run_models(
     """Measure whole models, each in a subprocess; one pass of every model in turn, ``rounds`` times.
 
     Args:
-        names: timm names of our models and others; by default :data:`DEFAULT`.
+        names: timm names of our models and others; by default ``DEFAULT``.
         sizes: (H, W) of images.
         batch: images in a pass.
         features: compute the feature maps of all stages, as for a detector, instead of logits.
@@ -88,7 +88,7 @@ def run_models(
         compiled: run under torch.compile.
 
     Returns:
-        Machine, settings and rows, for :mod:`deformvit.bench.report`.
+        Machine, settings and rows, for ``deformvit.bench.report``.
 
     Raises:
         UserError: an unknown model, or a device that cannot be used.

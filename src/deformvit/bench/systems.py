@@ -99,7 +99,7 @@ def run_systems(
         backward: measure a training step without the optimiser instead of inference.
 
     Returns:
-        Machine, settings and rows, for :mod:`deformvit.bench.report`.
+        Machine, settings and rows, for ``deformvit.bench.report``.
 
     Raises:
         UserError: an unknown system, or a device that cannot be used.

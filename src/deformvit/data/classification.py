@@ -205,7 +205,7 @@ def open_split(
             folders, whose images are for training.
         cache: where shards from a URL are kept.
         holdout: share of each class that is validation and not training, where an image folder has no validation
-            split. Both splits must be opened with the same ``holdout`` and ``seed``, see :meth:`FolderImages.keep`.
+            split. Both splits must be opened with the same ``holdout`` and ``seed``, see ``FolderImages.keep``.
         seed: chooses the images that are held out.
 
     Raises:

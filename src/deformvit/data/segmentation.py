@@ -34,8 +34,9 @@ class SegmentationImages(Dataset[Any]):
 
     An item is ``(image, labels)``, or what ``transform`` returns for the two: a ``tv_tensors.Image`` uint8 (3, H, W) in
     RGB, and a ``tv_tensors.Mask`` (H, W) of classes from 0 or ``ignore_label``, uint8 where these fit and int64
-    otherwise. Reading an item raises :class:`DataError`, which names the file, when one of the two cannot be read,
-    their sizes differ, the annotation is not one channel of 8 or 16 bits or a palette, or a label is not a class.
+    otherwise. Reading an item raises :class:`~deformvit.errors.DataError`, which names the file, when one of the two
+    cannot be read, their sizes differ, the annotation is not one channel of 8 or 16 bits or a palette, or a label is
+    not a class.
 
     Args:
         files: each image with its annotation.

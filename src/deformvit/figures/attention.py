@@ -28,7 +28,7 @@ def keys(
 
     Args:
         image: (3, H, W), values in [0, 1], as the network saw it.
-        layers: deformable layers that :func:`deformvit.models.trace.record` recorded, first to last.
+        layers: deformable layers that :func:`deformvit.record` recorded, first to last.
         index: which image of the recorded batch.
         title: drawn above.
         point: (y, x) pixels: follow the attention of the last layer's query there, instead of all queries alike.
@@ -85,7 +85,7 @@ def query(
 
     Args:
         image: (3, H, W), values in [0, 1], as the networks saw it.
-        rows: labels and layers that :func:`deformvit.models.trace.record` recorded, of any kind of attention; the
+        rows: labels and layers that :func:`deformvit.record` recorded, of any kind of attention; the
             layers of a row stand side by side, as those of several models.
         point: (y, x) in pixels of the image; each layer's query nearest to it is shown.
         index: which image of the recorded batch.

@@ -21,7 +21,7 @@ NEAR = 5.0
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The epochs that a run has logged (:func:`deformvit.runs.read_metrics`), for :func:`curves`.
+    """The epochs that a run has logged (``metrics.jsonl``), for :func:`curves`.
 
     Raises:
         UserError: the folder is not a run's, or no epoch is logged yet.
@@ -76,12 +76,12 @@ def comparison(
     """Rows that were trained with several seeds: by epoch, and beside it every run that reached the last epoch.
 
     On the left the mean of a row's seeds is a line, their range a band. On the right rows far behind the best
-    (:data:`NEAR`) are left out, as the others could not be told apart beside them.
+    (``NEAR``) are left out, as the others could not be told apart beside them.
 
     Args:
         rows: names of the rows, and the lines of the logs of each one's runs.
         epochs: of a run that is finished.
-        key: what is drawn, one of :data:`MAIN`.
+        key: what is drawn, one of ``MAIN``.
         title: of the first panel.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")

@@ -71,7 +71,7 @@ def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title:
 
     Args:
         image: (3, H, W), values in [0, 1], as the network saw it; drawn in the first column.
-        layers: deformable layers that :func:`deformvit.models.trace.record` recorded.
+        layers: deformable layers that :func:`deformvit.record` recorded.
         index: which image of the recorded batch.
         title: drawn above.
 

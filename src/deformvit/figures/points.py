@@ -18,7 +18,7 @@ def points(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: 
 
     Args:
         image: (3, H, W), values in [0, 1], as the network saw it.
-        layers: deformable layers that :func:`deformvit.models.trace.record` recorded.
+        layers: deformable layers that :func:`deformvit.record` recorded.
         index: which image of the recorded batch.
         title: drawn above.
 

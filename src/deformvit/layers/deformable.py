@@ -155,7 +155,7 @@ class DeformableAttention(nn.Module):
         stride: r; the key grid is ceil(H / r) x ceil(W / r).
         offset_kernel: k of the offset network's depthwise convolution (the paper: 5 at stage 3, 3 at stage 4).
         offset_range: s, the largest offset in half key-grid cells (section 3.2; 2 in all published models).
-        bound: how positions are bounded, see :class:`DeformedPoints`.
+        bound: how positions are bounded, see :class:`~deformvit.layers.DeformedPoints`.
         offsets: False samples keys and values at the reference points.
         position: ``"relative"``: table interpolated at the displacement of query and deformed key (the paper's);
             ``"log_cpb"``: a small network of the log-spaced displacement (Swin V2's continuous position bias; DAT++);
@@ -167,7 +167,7 @@ class DeformableAttention(nn.Module):
         convention: coordinates, see :mod:`deformvit.ops.grid`.
         sampling: ``"bilinear"`` at the points, or ``"pooled"``: keys are means of r x r cells instead (released DAT++
             where offsets are off).
-        offset_padding: of the offset network's convolution, see :class:`DeformedPoints`.
+        offset_padding: of the offset network's convolution, see :class:`~deformvit.layers.DeformedPoints`.
         axes: 1 for sequences, 2 for maps, 3 for volumes.
         attn_drop: dropout on attention weights.
         proj_drop: dropout on the output.

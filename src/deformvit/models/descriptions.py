@@ -65,9 +65,14 @@ class _Description:
     """What was measured with these weights."""
 
     task: ClassVar[Task]
+    """What the model predicts."""
 
     def check(self) -> None:
-        """Raise :class:`DescriptionError` unless every field has its type and a possible value."""
+        """Check that every field has its type and a possible value.
+
+        Raises:
+            DescriptionError: one has not; the message names it.
+        """
         hints = get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             value = conform(getattr(self, entry.name), hints[entry.name], entry.name)
@@ -107,6 +112,7 @@ class DetectorDescription(_Description):
     """A detector (:class:`deformvit.systems.Detector`)."""
 
     head: DetectorConfig
+    """What stands on the backbone."""
     stages: tuple[int, ...]
     """Stages of the backbone that feed the pyramid, counted from 1."""
     eval_size: int = 800
@@ -128,6 +134,7 @@ class SegmenterDescription(_Description):
     """A segmentation network (:class:`deformvit.systems.Segmenter`)."""
 
     head: SegmenterConfig
+    """What stands on the backbone."""
     stages: tuple[int, ...]
     """Stages of the backbone, counted from 1."""
     scale: tuple[int, int] = (512, 2048)

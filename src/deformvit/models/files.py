@@ -46,9 +46,11 @@ class ModelFile:
     """The header of a safetensors file, read and checked; its tensors are read when they are asked for."""
 
     path: Path
+    """Where it is."""
     description: Description | None
     """None for weights that do not say what they belong to."""
     shapes: dict[str, tuple[int, ...]]
+    """Shape of every tensor, by its name."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights, on the CPU."""

@@ -81,7 +81,7 @@ def _map_sizes(img_size: tuple[int, int], strides: Sequence[int]) -> list[tuple[
 class DAT(nn.Module):
     """Deformable Attention Transformer: a pyramid of four stages with strides 4, 8, 16, 32 (section 3.3, Table 1).
 
-    Arguments marked * take one value for all stages or one for each. Any input size works in forward; ``img_size`` is
+    Arguments marked (*) take one value for all stages or one for each. Any input size works in forward; ``img_size`` is
     the nominal size that position tables are learned for.
 
     Args:
@@ -97,33 +97,33 @@ class DAT(nn.Module):
         num_heads: attention heads of each stage.
         blocks: pattern of block names for each stage, see :func:`~deformvit.models.blocks.stage_specs`: "window",
             "shifted", "neighborhood", "deformable", "reduction" (PVT), "deformable_detr" (Table 8), "conv" (depthwise).
-        window_size: * side of attention windows; kernel size of "conv" blocks.
-        neighborhood_size: * side of neighbourhoods.
-        groups: * offset groups G.
-        stride: * r, queries per deformed key along an axis.
-        reduction: * factor by which "reduction" blocks reduce keys along an axis (PVT's: 8, 4, 2, 1).
-        points: * sampled points of each query in "deformable_detr" blocks.
-        offset_kernel: * kernel size of the offset network.
-        offset_padding: * its padding, see :class:`~deformvit.layers.DeformedPoints`.
-        offset_range: * s; 0 turns offsets off (Fig. 4).
-        bound: * how positions are bounded, see :class:`~deformvit.layers.DeformedPoints`.
-        offsets: * False for attention to the undeformed grid (Table 6).
-        sampling: * "bilinear", or "pooled" for averaged keys (released DAT++ with offsets off).
-        position: * position bias of deformable blocks: "relative", "log_cpb", "fixed", "dwconv" or "none" (Table 6).
+        window_size: (*) side of attention windows; kernel size of "conv" blocks.
+        neighborhood_size: (*) side of neighbourhoods.
+        groups: (*) offset groups G.
+        stride: (*) r, queries per deformed key along an axis.
+        reduction: (*) factor by which "reduction" blocks reduce keys along an axis (PVT's: 8, 4, 2, 1).
+        points: (*) sampled points of each query in "deformable_detr" blocks.
+        offset_kernel: (*) kernel size of the offset network.
+        offset_padding: (*) its padding, see :class:`~deformvit.layers.DeformedPoints`.
+        offset_range: (*) s; 0 turns offsets off (Fig. 4).
+        bound: (*) how positions are bounded, see :class:`~deformvit.layers.DeformedPoints`.
+        offsets: (*) False for attention to the undeformed grid (Table 6).
+        sampling: (*) "bilinear", or "pooled" for averaged keys (released DAT++ with offsets off).
+        position: (*) position bias of deformable blocks: "relative", "log_cpb", "fixed", "dwconv" or "none" (Table 6).
         convention: coordinates of deformable blocks, see :mod:`deformvit.ops.grid`.
         shifting: shift of "shifted" blocks: "dat" for half a window rounded up, "swin" for half a window rounded down
             and none where one window covers the map.
         small_map: attention of "neighborhood" blocks on maps smaller than a neighbourhood, see
-            :class:`~deformvit.layers.NeighborhoodAttention`.
+            :class:`~deformvit.NeighborhoodAttention`.
         embed: patch embedding: "patch" for patches that do not overlap; "conv" for a convolution with kernel size
             2 * stride - 1, the released 7 x 7 stride 4 and 3 x 3 stride 2 (Table 9); "stacked" for two 3 x 3
             convolutions (DAT++); "deformable" for patches of predicted position and size (DPT).
         downsample: between stages: "patch", "conv", "merging" (Swin's) or "deformable"; by default as ``embed``, and
             "conv" for "stacked".
         stem_kernel: kernel size of ``embed="conv"``, if not 2 * stride - 1.
-        conv_mlp: * the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
-        local_perception: * a depthwise 3 x 3 convolution before every block (DAT++).
-        layer_scale: * initial value of each branch's layer scale; None for no layer scale.
+        conv_mlp: (*) the depthwise 3 x 3 convolution inside every MLP: "none", "plain" (v1) or "residual" (DAT++).
+        local_perception: (*) a depthwise 3 x 3 convolution before every block (DAT++).
+        layer_scale: (*) initial value of each branch's layer scale; None for no layer scale.
         expansion: hidden channels of MLPs as a multiple of their channels.
         stem_dim: channels of the patch embedding, if not ``dims[0]``; a 1 x 1 convolution then projects to ``dims[0]``.
         output_norms: a LayerNorm for every stage's map, for detection and segmentation (section 3.3).

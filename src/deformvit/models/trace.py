@@ -18,7 +18,7 @@ from deformvit.ops import grid
 
 
 def layer_label(name: str) -> str:
-    """``stages.2.blocks.3.attn`` -> ``stage 3, block 4``; the path itself in networks other than :class:`DAT`."""
+    """``stages.2.blocks.3.attn`` -> ``stage 3, block 4``; the path itself in other networks than ours."""
     match = re.search(r"(?:^|\.)stages\.(\d+)\.blocks\.(\d+)\.attn$", name)
     return f"stage {int(match[1]) + 1}, block {int(match[2]) + 1}" if match else name
 
@@ -30,6 +30,7 @@ class LayerRecord:
     name: str
     """Path of the layer in the model, e.g. ``stages.2.blocks.1.attn``."""
     layer: nn.Module
+    """The layer itself."""
     x: Tensor
     """(B, C, H, W) input of the layer."""
     reference: Tensor | None = None
@@ -115,7 +116,7 @@ class LayerRecord:
 
 @dataclass
 class Trace:
-    """The attention layers that :func:`record` recorded, in the order of the forward pass."""
+    """The attention layers that :func:`deformvit.record` recorded, in the order of the forward pass."""
 
     layers: list[LayerRecord] = field(default_factory=list)
     """Of all kinds that :mod:`deformvit.layers.attention_weights` supports."""
@@ -145,7 +146,7 @@ def record(model: nn.Module) -> Iterator[Trace]:
     """Record the attention layers of a model, or of a model inside ``model``, while the context is open.
 
     Forward hooks copy the inputs and deformed points of layers; attention weights are computed from them on request
-    (:meth:`LayerRecord.attend`). The hooks are removed when the context closes.
+    (:meth:`~deformvit.models.trace.LayerRecord.attend`). The hooks are removed when the context closes.
     """
     trace = Trace()
     handles = []

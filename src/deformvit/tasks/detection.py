@@ -67,7 +67,7 @@ class Detection:
         return evaluate(model, self.validation, device, progress)[0]
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
-        """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
+        """A model file that predicts on its own, with its description in the header."""
         assert isinstance(model, Detector)
         files.save_model(path, model, describe_detector(model, self.classes, metrics))
 

@@ -71,7 +71,7 @@ class Segmentation:
         return evaluate(model, self.validation, self.config.data, device, progress)
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
-        """A model file that predicts on its own, see :mod:`deformvit.systems.build`."""
+        """A model file that predicts on its own, with its description in the header."""
         assert isinstance(model, Segmenter)
         reduce = self.config.data.reduce_zero_label
         files.save_model(path, model, describe_segmenter(model, self.classes, metrics, reduce_zero_label=reduce))

@@ -2,7 +2,7 @@
 
 Both generations of LeapLabTHU/DAT, and the backbones in checkpoints of DAT-Detection and DAT-Segmentation. One table of
 patterns translates the names; a name that matches none is an error. Configurations are read in
-:mod:`deformvit.models.released.config`, files in :mod:`deformvit.models.released.files`.
+``released/config.py``, files in :mod:`deformvit.models.released.files`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "cpu": cpu.deform_attn,
     "triton": triton.deform_attn,
 }
+"""The implementations by name, for comparisons; :func:`deform_attn` calls the one that is chosen."""
 
 
 @torch.fx.wrap

@@ -15,6 +15,7 @@ from deformvit.ops.settings import ScopedSetting
 from deformvit.ops.tracing import is_exporting, is_tracing, is_transformed
 
 Impl = Literal["auto", "reference", "tiled", "cpu", "triton"]
+"""Names that ``impl`` and :func:`attention_impl` take."""
 
 KERNELS: dict[str, tuple[str, Callable[..., str | None]]] = {
     "cpu": ("cpu", cpu.can_run),
