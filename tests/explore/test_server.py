@@ -49,7 +49,7 @@ def test_a_view_says_what_the_model_does(client, small_model):
         chances = model(x).softmax(-1)[0]
     best = int(chances.argmax())
     assert view["found"][0]["name"] == info.classes[best]
-    assert view["found"][0]["value"] == pytest.approx(float(chances[best]), abs=1e-3)
+    assert view["found"][0]["values"][2] == pytest.approx(float(chances[best]), abs=1e-3)
     assert [layer["name"] for layer in view["layers"]] == [layer.name for layer in trace.layers]
     kinds = [layer["kind"] for layer in view["layers"]]
     assert kinds == ["window", "shifted"] * 2 + ["window", "deformable"] * 2
@@ -87,6 +87,45 @@ def test_scaled_offsets_move_points_and_prediction(client):
     np.testing.assert_allclose(half - reference, (full - reference) / 2, atol=0.02)  # the first layer's are linear
     assert np.abs(full - reference).max() > 0.5
     assert views[0]["found"] != views[2]["found"]
+
+
+def test_predictions_without_and_with_offsets_are_told_at_any_scale(client, small_model):
+    content = photo(240, 320)
+    number = opened(client, content).json()["id"]
+    predictor = load(small_model, device="cpu")
+    expected = {
+        scale: {f.name: f.value for f in look(predictor, content, scale=scale, top=6).result.findings()}
+        for scale in (0, 0.25, 1)
+    }
+    at = {
+        scale: client.get("/api/view", params={"image": number, "model": 0, "scale": scale}).json()
+        for scale in (0, 0.25, 1)
+    }
+    for scale, view in at.items():
+        assert [row["name"] for row in view["found"]] == [row["name"] for row in at[1]["found"]]
+        for row in view["found"]:
+            named = [expected[of][row["name"]] for of in (0, scale, 1)]
+            assert row["values"] == pytest.approx(named, abs=1e-3)
+            assert row["texts"] == [f"{100 * value:.1f} %" for value in named]
+        assert view["verdict"] == at[1]["verdict"]
+
+
+def test_an_image_keeps_its_id_when_the_server_is_started_anew(small_model):
+    content = photo(30, 40)
+    sessions = [Session([str(small_model)], "cpu") for _ in range(2)]
+    ids = [session.open(content, "a.jpg") for session in (*sessions, sessions[0])]
+    assert len(set(ids)) == 1
+    assert len(sessions[0].images()) == 1
+    assert sessions[0].open(photo(40, 30), "b.jpg") != ids[0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_damage_is_told_in_words(client, kind):
+    whole = photo(60, 60, kind)
+    for content in (whole[:4], whole[:40], whole[: len(whole) // 2], whole[:12] + bytes(200)):
+        reply = opened(client, content, "broken")
+        if reply.status_code != 200:  # half of a GIF or PPM is an image to some
+            assert re.fullmatch(r"broken: not a readable image \([^<>]+\)", reply.json()["error"])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +186,7 @@ def test_a_photo_is_turned_upright(client):
     ("path", "message"),
     [
         ("/api/view?image=99999&model=0", "image 99999 is not open any more"),
-        ("/api/view?image=cat&model=0", "image must be a number, got 'cat'"),
+        ("/api/view?image={}&model=cat", "model must be a number, got 'cat'"),
         ("/api/view?image={}&model=7", "there is no model 7; there are 1"),
         ("/api/view?image={}&model=0&scale=3", "scale must be from 0 to 1, got 3.0"),
         ("/api/view?image={}&model=0&scale=nan", "scale must be from 0 to 1, got nan"),
@@ -176,7 +215,7 @@ def test_nothing_comes_from_another_host(client):
 
 
 def test_old_images_go(client):
-    numbers = [opened(client, photo(9, 9)).json()["id"] for _ in range(IMAGES + 1)]
+    numbers = [opened(client, photo(9, 9 + i)).json()["id"] for i in range(IMAGES + 1)]
     assert client.get("/api/view", params={"image": numbers[0], "model": 0}).status_code == 422
     assert client.get("/api/view", params={"image": numbers[-1], "model": 0}).status_code == 200
 
@@ -251,11 +290,14 @@ def test_a_file_holds_what_the_server_says(client, small_model, tmp_path):
     assert "broken.png" in failed[0]
     html = (tmp_path / "page.html").read_text()
     assert "<b>dog" not in html
+    assert "&lt;b&gt;dog&lt;/b&gt;" in html  # in the table that is seen without scripts
     data = stored(html)
+    assert html.count(f'id="{data["images"][0]["views"][0]["picture"][1:]}" href="data:image/jpeg;base64,') == 1
     assert data["images"][0]["name"] == "photo.jpg"
     view = data["images"][0]["views"][0]
     served = client.get("/api/view", params={"image": number, "model": 0}).json()
-    assert view["found"][:5] == served["found"][:5]
+    assert view["found"] == served["found"]
+    assert view["verdict"] == served["verdict"] != ""
     assert [layer["deformed"] for layer in view["layers"]] == [layer["deformed"] for layer in served["layers"]]
     where = {"image": number, "model": 0, "layer": 5, "query": 100}
     answer = client.get("/api/attention", params=where).json()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,35 @@ import torch
 from PIL import Image
 
 from deformvit.errors import UserError
-from deformvit.explore import view as views
+from deformvit.explore import still
 from deformvit.explore.look import Look, look
-from deformvit.explore.view import Json
+from deformvit.explore.scales import Scales, found, scales
+from deformvit.explore.view import Json, key_places, moved, picture, view
 from deformvit.inference import Predictor, load, to_image
 from deformvit.models.files import short_name
 from deformvit.models.trace import LayerRecord
 from deformvit.storage import write_atomically
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("source.js", "paint.js", "address.js", "page.js")
 SCALES = tuple(i / 8 for i in range(9))
 """Shares of the offsets at which a file knows points and prediction; a server computes any."""
 BUDGET = 8_000_000
 """Attention weights that are stored for a layer; of larger layers only every n-th query along both axes."""
 
 
-def document(data: Json | None) -> str:
-    """The page's HTML: with the data of images inside, or (None) one that asks the server it came from."""
-    html, css, js = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
+def document(data: Json | None, figures: str = "") -> str:
+    """The page's HTML.
+
+    Args:
+        data: of the images inside; None for a page that asks the server it came from.
+        figures: HTML that readers without scripts see.
+    """
+    html, css, *scripts = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS))
     # In a script, "</" would end it and "<!--" change how it is read, wherever they stand.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return html.replace("/*CSS*/", css).replace("/*DATA*/", text).replace("/*JS*/", js)
+    parts = {"/*CSS*/": css, "<!--FIGURES-->": figures, "/*DATA*/": text, "/*JS*/": "\n".join(scripts)}
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], html)
 
 
 def write_page(
@@ -58,20 +68,30 @@ def write_page(
         UserError: none could be read.
     """
     predictors = [load(name, device=device) for name in models]
-    images, failed = [], []
+    names = short_names(models)
+    images: list[Json] = []
+    figures: list[str] = []
+    failed: list[str] = []
     for name, source in inputs:
         try:
             image = to_image(source, name)
         except UserError as error:
             failed.append(str(error))
             continue
-        stored = [_stored(predictor, image, threshold, size) for predictor in predictors]
-        images.append({"name": Path(name).name, "views": stored})
+        views = []
+        for model, predictor in zip(names, predictors, strict=True):
+            at = _passes(predictor, image, threshold, size)
+            looks = scales(at, 1.0)
+            picture_id = f"picture{len(figures)}"
+            views.append({**_stored(looks, at), "picture": f"#{picture_id}"})
+            jpeg = picture(looks.full, predictor, image, size)
+            figures.append(still.figure(looks, _data_url(jpeg), picture_id, f"{Path(name).name}, {model}", show))
+        images.append({"name": Path(name).name, "views": views})
     if not images:
         raise UserError("; ".join(failed))
-    data = {"models": short_names(models), "images": images, "show": list(show)}
+    data = {"models": names, "images": images, "show": list(show or still.SHOW)}
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda path: path.write_text(document(data), encoding="utf-8"))
+    write_atomically(target, lambda path: path.write_text(document(data, "".join(figures)), encoding="utf-8"))
     return failed
 
 
@@ -86,18 +106,26 @@ def short_names(models: list[str]) -> list[str]:
     return names
 
 
-def _stored(predictor: Predictor[Any], image: Image.Image, threshold: float, size: tuple[int, int] | None) -> Json:
-    seen = look(predictor, image, threshold=threshold, size=size)
-    data = views.view(seen)
-    data["picture"] = _data_url(views.picture(seen, predictor, image, size))
-    for described, layer in zip(data["layers"], seen.trace.layers, strict=True):
+def _passes(
+    predictor: Predictor[Any], image: Image.Image, threshold: float, size: tuple[int, int] | None
+) -> Callable[[float], Look]:
+    """The pass of an image at a scale of the offsets."""
+    top = len(predictor.classes) or 1
+    return lambda scale: look(predictor, image, threshold=threshold, size=size, scale=scale, top=top)
+
+
+def _stored(looks: Scales, at: Callable[[float], Look]) -> Json:
+    """A view with attention, points and predictions at all scales that a file knows."""
+    seen = looks.full
+    data = view(looks)
+    for told, layer in zip(data["layers"], seen.trace.layers, strict=True):
         # Local layers of a model that has deformable ones would make the file many times larger.
         shown = layer.deformed is not None or not seen.trace.deformable
-        described["attention"] = _attention(layer, seen) if shown else None
+        told["attention"] = _attention(layer, seen) if shown else None
     data["scaled"] = []
     for scale in SCALES if seen.trace.deformable else ():
-        other = seen if scale == 1 else look(predictor, image, threshold=threshold, size=size, scale=scale)
-        data["scaled"].append({"scale": scale, "found": views.found(other), "deformed": views.moved(other)})
+        other = replace(looks, shown={0.0: looks.none, 1.0: seen}.get(scale) or at(scale))
+        data["scaled"].append({"scale": scale, "found": found(other), "deformed": moved(other.shown)})
     return data
 
 
@@ -131,7 +159,7 @@ def _attention(layer: LayerRecord, seen: Look) -> Json:
         "highest": _packed(torch.cat(highest)),
         "number": first.weights.shape[-1],
         "set": layer.key_sets,
-        "shared": views.key_places(first, layer, seen.hw) if layer.kind == "reduction" else None,
+        "shared": key_places(first, layer, seen.hw) if layer.kind == "reduction" else None,
     }
     if keys:
         stored["keys"] = _packed(torch.cat(keys).float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import sys
 import threading
@@ -25,12 +26,13 @@ from starlette.routing import Route
 from deformvit.errors import UserError
 from deformvit.explore import page, view
 from deformvit.explore.look import Look, look
+from deformvit.explore.scales import Scales, scales
 from deformvit.inference import Predictor, load, to_image
 
 UPLOAD = 256 * 1024**2
 """Bytes of an image that the server takes; a photo of 50 megapixels has 20 to 150 MB."""
 IMAGES = 12
-"""Images that are kept; who asks for an older one is told to open it again."""
+"""Images that are kept, each at most SIDE x SIDE pixels; who asks for an older one is told to open it again."""
 MEMORY = 1024**3
 """Bytes of recorded passes of images through models that are kept; the newest ones stay in any case."""
 NEWEST = 4
@@ -50,34 +52,42 @@ class Session:
         self.names = page.short_names(models)
         self.models: list[Predictor[Any]] = [load(source, device=device) for source in models]
         self.threshold = threshold
-        self._images: OrderedDict[int, tuple[str, Image.Image]] = OrderedDict()
-        self._looks: OrderedDict[tuple[int, int, float], Look] = OrderedDict()
-        self._next = 0
+        self._images: OrderedDict[str, tuple[str, Image.Image]] = OrderedDict()
+        self._looks: OrderedDict[tuple[str, int, float], Look] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, source: bytes | Path | Image.Image, name: str) -> int:
-        """Take an image; returns its number.
+    def open(self, source: bytes | Path | Image.Image, name: str) -> str:
+        """Take an image; returns its id, which follows from its pixels: addresses of a page outlive the server.
 
         Raises:
             UnreadableImage: it is none.
         """
         image = to_image(source, name)
         image.thumbnail((SIDE, SIDE), reducing_gap=3.0)
+        image_id = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
         with self._lock:
-            number, self._next = self._next, self._next + 1
-            self._images[number] = (name, image)
+            self._images[image_id] = (name, image)
+            self._images.move_to_end(image_id)
             while len(self._images) > IMAGES:
                 old, _ = self._images.popitem(last=False)
                 for key in [key for key in self._looks if key[0] == old]:
                     del self._looks[key]
-        return number
+        return image_id
 
     def images(self) -> list[dict[str, Any]]:
-        """Numbers and names of the images that are kept."""
+        """Ids and names of the images that are kept."""
         with self._lock:
-            return [{"id": number, "name": name} for number, (name, _) in self._images.items()]
+            return [{"id": image_id, "name": name} for image_id, (name, _) in self._images.items()]
 
-    def look(self, image: int, model: int, scale: float) -> tuple[Look, Predictor[Any], Image.Image]:
+    def scales(self, image: str, model: int, shown: float) -> Scales:
+        """An image through a model without offsets, with ``shown`` of them, and with all.
+
+        Raises:
+            UserError: as :meth:`look`.
+        """
+        return scales(lambda scale: self.look(image, model, scale)[0], shown)
+
+    def look(self, image: str, model: int, scale: float) -> tuple[Look, Predictor[Any], Image.Image]:
         """An image through a model with offsets times ``scale``.
 
         Raises:
@@ -89,11 +99,13 @@ class Session:
             raise UserError(f"scale must be from 0 to 1, got {scale}")
         with self._lock:
             if image not in self._images:
-                raise UserError(f"image {image} is not open any more; open it again")
+                raise UserError(f"image {image[:40]} is not open any more; open it again")
             key = (image, model, scale)
             chosen = self.models[model]
             if key not in self._looks:
-                self._looks[key] = look(chosen, self._images[image][1], threshold=self.threshold, scale=scale, top=8)
+                self._looks[key] = look(
+                    chosen, self._images[image][1], threshold=self.threshold, scale=scale, top=len(chosen.classes) or 1
+                )
                 while len(self._looks) > NEWEST and sum(map(_bytes, self._looks.values())) > MEMORY:
                     self._looks.popitem(last=False)
             self._looks.move_to_end(key)
@@ -132,11 +144,13 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
         return JSONResponse({"id": await run_in_threadpool(session.open, bytes(body), name), "name": name})
 
     def asked(request: Request) -> tuple[Look, Predictor[Any], Image.Image]:
-        return session.look(_number(request, "image"), _number(request, "model"), _number(request, "scale", 1.0))
+        return session.look(
+            request.query_params.get("image", ""), _number(request, "model"), _number(request, "scale", 1.0)
+        )
 
     def see(request: Request) -> Response:
-        seen, _, _ = asked(request)
-        return JSONResponse(view.view(seen))
+        image, model = request.query_params.get("image", ""), _number(request, "model")
+        return JSONResponse(view.view(session.scales(image, model, _number(request, "scale", 1.0))))
 
     def picture(request: Request) -> Response:
         seen, model, image = asked(request)

@@ -1,7 +1,7 @@
 """What the page is told about an image and a model: plain data, the same for the server and for a file.
 
-A *view* holds the picture's size, what was found, and of every attention layer its map, heads, groups and points.
-An *answer* holds what one query attends to. All places are (y, x) in pixels of what the network saw.
+A *view* holds the picture's size, what was found (scales.py), and of every attention layer its map, heads, groups and
+points. An *answer* holds what one query attends to. All places are (y, x) in pixels of what the network saw.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from PIL import Image
 from torch import Tensor
 
 from deformvit.explore.look import DISPLAY, Look, to_picture
+from deformvit.explore.scales import Scales, found, verdict
 from deformvit.inference import Predictor
 from deformvit.layers import DeformableAttention
 from deformvit.layers.attention_weights import QueryAttention
-from deformvit.models.trace import LayerRecord
+from deformvit.models.trace import LayerRecord, Trace
 
 Json = dict[str, Any]
 
 
-def view(seen: Look) -> Json:
+def view(looks: Scales) -> Json:
     """An image through a model, without pictures and attention."""
+    seen = looks.shown
     height, width = seen.hw
     return {
         "height": height,
         "width": width,
-        "found": found(seen),
+        "found": found(looks),
+        "verdict": verdict(looks),
         "range": _offset_range(seen),
         "changes": seen.overlay is not seen.view,
-        "layers": [_layer(layer, seen.hw) for layer in seen.trace.layers],
+        "start": first_layer(seen.trace),
+        "layers": [described(layer, seen.hw) for layer in seen.trace.layers],
     }
 
 
-def found(seen: Look) -> list[Json]:
-    """Bars: what the model says of the image."""
-    findings = seen.result.findings() if seen.result else []
-    return [{"name": entry.name, "value": round(entry.value, 4), "text": entry.text} for entry in findings]
+def first_layer(trace: Trace) -> int | None:
+    """Index of the layer that is shown first: the last deformable one of the stage before the last, which says most."""
+    pool = [i for i, layer in enumerate(trace.layers) if layer.deformed is not None] or list(range(len(trace.layers)))
+    if not pool:
+        return None
+    larger = [i for i in pool if trace.layers[i].feature_hw[0] > trace.layers[pool[-1]].feature_hw[0]]
+    return (larger or pool)[-1]
 
 
 def moved(seen: Look) -> list[list[list[list[float]]] | None]:
@@ -90,9 +97,10 @@ def key_places(found: QueryAttention, layer: LayerRecord, hw: tuple[int, int]) -
     return [_rounded(layer.index_pixels(found.keys[sets.index(i), 0], hw)) for i in range(max(sets) + 1)]
 
 
-def _layer(layer: LayerRecord, hw: tuple[int, int]) -> Json:
+def described(layer: LayerRecord, hw: tuple[int, int]) -> Json:
+    """An attention layer, its map and points."""
     height, width = layer.feature_hw
-    described: Json = {
+    told: Json = {
         "name": layer.name,
         "label": layer.label,
         "kind": layer.kind,
@@ -104,9 +112,9 @@ def _layer(layer: LayerRecord, hw: tuple[int, int]) -> Json:
         "deformed": None,
     }
     if layer.reference is not None and layer.deformed is not None:
-        described["reference"] = _rounded(layer.pixels(layer.reference, hw).flatten(0, 1))
-        described["deformed"] = _points(layer, layer.deformed[0], hw)
-    return described
+        told["reference"] = _rounded(layer.pixels(layer.reference, hw).flatten(0, 1))
+        told["deformed"] = _points(layer, layer.deformed[0], hw)
+    return told
 
 
 def _points(layer: LayerRecord, positions: Tensor, hw: tuple[int, int]) -> list[list[list[float]]]:

@@ -1,97 +1,10 @@
-"use strict";
-// The page's whole behaviour. Data come from the server it was loaded from, or from the file itself; both give the same
-// views and answers (view.py). All places are [y, x] in pixels of what the network saw.
-
-const COLOURS = ["#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c"];
-const SWITCHES = ["reference", "arrows", "deformed", "attention", "bias"];
-const $ = (id) => document.getElementById(id);
-const inside = JSON.parse($("data").textContent);
-
-// ---- where data come from -------------------------------------------------------------------------------------------
-
-const server = {
-  async known() { return ask("api/known"); },
-  async view(image, model, scale) {
-    const where = `image=${image}&model=${model}&scale=${scale}`;
-    const found = await ask(`api/view?${where}`);
-    return { ...found, picture: `api/picture?${where}` };
-  },
-  async answer(image, model, scale, layer, query) {
-    return ask(`api/attention?image=${image}&model=${model}&scale=${scale}&layer=${layer}&query=${query}`);
-  },
-  async open(file) {
-    const headers = { "X-Deformvit": "1", "Content-Type": "application/octet-stream" };
-    return ask(`api/image?name=${encodeURIComponent(file.name || "pasted")}`, { method: "POST", body: file, headers });
-  },
-};
-
-async function ask(path, options) {
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("the server does not answer; is `deformvit explore` still running?");
-  }
-  const body = await reply.json().catch(() => ({ error: `the server answered with ${reply.status}` }));
-  if (!reply.ok) throw new Error(body.error || `the server answered with ${reply.status}`);
-  return body;
-}
-
-const file = {
-  async known() { return { models: inside.models, images: inside.images.map((image, id) => ({ id, name: image.name })) }; },
-  async view(image, model, scale) {
-    const view = inside.images[image].views[model];
-    if (scale === 1 || !view.scaled.length) return view;
-    const near = view.scaled.reduce((a, b) => (Math.abs(b.scale - scale) < Math.abs(a.scale - scale) ? b : a));
-    const layers = view.layers.map((layer, i) => ({ ...layer, deformed: near.deformed[i] }));
-    return { ...view, layers, found: near.found };
-  },
-  async answer(image, model, scale, index, query) {
-    const layer = inside.images[image].views[model].layers[index];
-    const stored = layer.attention;
-    if (!stored || scale !== 1) return null;
-    const [height, width] = layer.map;
-    const snap = (value, length) => Math.min(Math.round(value / stored.every), Math.ceil(length / stored.every) - 1);
-    const row = snap(Math.floor(query / width), height), col = snap(query % width, width);
-    const entry = row * Math.ceil(width / stored.every) + col;
-    const heads = layer.heads, count = stored.number;
-    const bytes = unpack(stored, "weights", Uint8Array), highest = unpack(stored, "highest", Float32Array);
-    const range = (length) => Array.from({ length }, (_, i) => i);
-    const weights = range(heads).map((m) => range(count).map(
-      (n) => highest[entry * heads + m] * (bytes[(entry * heads + m) * count + n] / 255) ** 2));
-    let bias = null;
-    if (stored.bias) {
-      const levels = unpack(stored, "bias", Uint8Array), [low, high] = stored.bias_range;
-      bias = range(heads).map((m) => range(count).map((n) => low + (high - low) * levels[(entry * heads + m) * count + n] / 255));
-    }
-    let keys = layer.deformed || stored.shared;
-    if (stored.keys) {
-      const places = unpack(stored, "keys", Float32Array), sets = Math.max(...stored.set) + 1;
-      keys = range(sets).map((s) => range(count).map((n) => {
-        const at = 2 * ((entry * sets + s) * count + n);
-        return [places[at], places[at + 1]];
-      }));
-    }
-    const at = [layer.first[0] + row * stored.every * layer.step[0], layer.first[1] + col * stored.every * layer.step[1]];
-    return { query: row * stored.every * width + col * stored.every, at, keys, set: stored.set, weights, bias };
-  },
-};
-
-function unpack(stored, name, kind) {
-  const ready = `${name} unpacked`;
-  if (!stored[ready]) {
-    const text = atob(stored[name]), bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    stored[ready] = new kind(bytes.buffer);
-  }
-  return stored[ready];
-}
-
-const source = inside ? file : server;
-
 // ---- state ----------------------------------------------------------------------------------------------------------
 
-const state = { models: [], images: [], image: null, layer: "", head: -1, group: -1, point: [0.5, 0.5], scale: 1, panes: [] };
+const SWITCHES = ["reference", "arrows", "deformed", "attention", "bias"];
+const state = {
+  models: [], images: [], panes: [],
+  image: null, compare: -1, layer: "", head: -1, group: -1, point: [0.5, 0.5], scale: 1,  // and the switches: in the address
+};
 
 // Runs the newest call; what came while it ran is dropped but for the last. Twenty clicks a second ask what can be answered.
 function newest(work) {
@@ -173,175 +86,16 @@ const answerNewest = newest(answers);
 function draw() {
   for (const pane of state.panes) {
     if (!pane.view) continue;
-    const width = pane.canvas.clientWidth || 400, ratio = window.devicePixelRatio || 1;
-    const margin = marginOf(), { height: h, width: w } = pane.view;
-    pane.canvas.width = Math.round(width * ratio);
-    pane.canvas.height = Math.round((width * ratio * h) / w);
-    paint(pane.canvas.getContext("2d"), pane, pane.canvas.width, margin);
+    const { height, width } = pane.view;
+    pane.element.style.setProperty("--ratio", width / height);
+    pane.canvas.width = Math.round((pane.canvas.clientWidth || 400) * (window.devicePixelRatio || 1));
+    pane.canvas.height = Math.round(pane.canvas.width * height / width);
+    paint(pane.canvas.getContext("2d"), pane, pane.canvas.width);
+    pane.groups.replaceChildren(...swatches(pane));
     pane.text.textContent = describe(pane);
+    pane.size.textContent = `sees ${height} × ${width} pixels`;
   }
-}
-
-function marginOf() {  // how far points leave the image, in sides of it: alike in all panes, which are compared
-  let far = 0.02;
-  for (const pane of state.panes.filter((one) => one.view)) {
-    const layer = layerOf(pane), { height, width } = pane.view;
-    for (const group of (layer && layer.deformed) || []) {
-      for (const [y, x] of group) far = Math.max(far, -y / height, y / height - 1, -x / width, x / width - 1);
-    }
-  }
-  return Math.min(far + 0.02, 0.33);
-}
-
-// ---- drawing --------------------------------------------------------------------------------------------------------
-
-function chosen(pane) {  // the weights, biases and keys of the chosen head or of all, as [y, x, weight, bias, set]
-  const { answer } = pane, found = [];
-  if (!answer) return found;
-  const heads = answer.weights.length;
-  if (state.head >= 0 && state.head < heads) {
-    const set = answer.set[state.head];
-    answer.keys[set].forEach(([y, x], n) => found.push(
-      [y, x, answer.weights[state.head][n], answer.bias ? answer.bias[state.head][n] : 0, set]));
-  } else {
-    answer.keys.forEach((keys, set) => {
-      const members = answer.set.flatMap((s, m) => (s === set ? [m] : []));
-      keys.forEach(([y, x], n) => found.push([
-        y, x, members.reduce((sum, m) => sum + answer.weights[m][n], 0) / heads,
-        answer.bias ? members.reduce((sum, m) => sum + answer.bias[m][n], 0) / members.length : 0, set]));
-    });
-  }
-  return found.filter((key) => state.group < 0 || key[4] === state.group);
-}
-
-function groupsShown(pane) {
-  const layer = layerOf(pane);
-  if (!layer || !layer.deformed) return [];
-  if (state.group >= 0) return [state.group].filter((group) => group < layer.deformed.length);
-  const perGroup = layer.heads / layer.deformed.length;
-  if (state.head >= 0) return [Math.floor(state.head / perGroup)].filter((group) => group < layer.deformed.length);
-  return layer.deformed.map((_, group) => group);
-}
-
-function paint(context, pane, size, margin) {
-  const { view, bitmap, answer } = pane, layer = layerOf(pane);
-  const unit = size / (view.width * (1 + 2 * margin)), tall = size * view.height / view.width;
-  const place = ([y, x]) => [(x + margin * view.width) * unit, (y + margin * view.height) * unit];
-  const dot = ([y, x], radius, fill) => {
-    const [left, top] = place([y, x]);
-    context.beginPath();
-    context.arc(left, top, radius, 0, 7);
-    context.fillStyle = fill;
-    context.fill();
-    context.stroke();
-  };
-  context.fillStyle = "#222";
-  context.fillRect(0, 0, size, tall);
-  context.imageSmoothingEnabled = bitmap.naturalWidth > 64;
-  context.drawImage(bitmap, ...place([0, 0]), view.width * unit, view.height * unit);
-  if (!layer) return;
-  const attending = $("attention").checked && answer;
-  if (attending) {
-    context.fillStyle = "rgba(0, 0, 0, 0.45)";
-    context.fillRect(...place([0, 0]), view.width * unit, view.height * unit);
-  }
-  context.strokeStyle = "rgba(0, 0, 0, 0.75)";
-  context.lineWidth = Math.max(size / 700, 0.7);
-  const groups = groupsShown(pane), points = layer.reference ? layer.reference.length * groups.length : 1;
-  const small = Math.min(Math.max(size / (14 * Math.sqrt(points)), size / 400), size / 90);
-  if ($("arrows").checked) groups.forEach((group) => layer.deformed[group].forEach((to, n) =>
-    arrow(context, place(layer.reference[n]), place(to), small, COLOURS[group % COLOURS.length])));
-  if ($("reference").checked && layer.reference) layer.reference.forEach((point) => dot(point, 0.7 * small, "#fff"));
-  if ($("deformed").checked) groups.forEach((group) => layer.deformed[group].forEach((point) =>
-    dot(point, small, COLOURS[group % COLOURS.length])));
-  const keys = chosen(pane);
-  if (attending) {
-    const most = Math.max(...keys.map((key) => key[2]), 1e-12);
-    const reach = Math.max(...keys.map((key) => Math.abs(key[3])), 1e-6);
-    const largest = size / Math.min(Math.max(Math.sqrt(keys.length) * 1.6, 14), 34);
-    const coloured = $("bias").checked && answer.bias;
-    context.globalAlpha = 0.85;
-    for (const [y, x, weight, bias, set] of keys.slice().sort((a, b) => a[2] - b[2])) {
-      const radius = largest * Math.sqrt(weight / most);
-      if (radius < size / 900) continue;
-      dot([y, x], radius, coloured ? diverging(bias / reach) : COLOURS[set % COLOURS.length]);
-    }
-    context.globalAlpha = 1;
-    if (coloured) legend(context, size, tall, reach);
-    star(context, place(answer.at), size / 38);
-  } else {
-    const query = queryOf(pane);
-    const at = [0, 1].map((a) => layer.first[a] + layer.step[a] * (a ? query % layer.map[1] : Math.floor(query / layer.map[1])));
-    star(context, place(at), size / 38);
-  }
-}
-
-function arrow(context, from, to, size, colour) {
-  const length = Math.hypot(to[0] - from[0], to[1] - from[1]);
-  if (length < 1) return;
-  const [dx, dy] = [(to[0] - from[0]) / length, (to[1] - from[1]) / length], head = Math.min(size * 1.5, length / 2);
-  for (const [stroke, wide] of [["rgba(0, 0, 0, 0.6)", size * 0.7], [colour, size * 0.35]]) {
-    context.save();
-    context.strokeStyle = stroke;
-    context.lineWidth = Math.max(wide, 0.8);
-    context.beginPath();
-    context.moveTo(...from);
-    context.lineTo(...to);
-    context.moveTo(to[0] - head * (dx + 0.6 * dy), to[1] - head * (dy - 0.6 * dx));
-    context.lineTo(...to);
-    context.lineTo(to[0] - head * (dx - 0.6 * dy), to[1] - head * (dy + 0.6 * dx));
-    context.stroke();
-    context.restore();
-  }
-}
-
-function star(context, [x, y], size) {
-  context.beginPath();
-  for (let i = 0; i < 10; i++) {
-    const radius = i % 2 ? size * 0.42 : size, angle = Math.PI * (i / 5 - 0.5);
-    context.lineTo(x + radius * Math.cos(angle), y + radius * Math.sin(angle));
-  }
-  context.closePath();
-  context.fillStyle = "#fff";
-  context.fill();
-  context.stroke();
-}
-
-function diverging(t) {  // blue for -1, white for 0, red for 1
-  const strong = Math.round(255 * (1 - Math.min(Math.abs(t), 1)));
-  return t < 0 ? `rgb(${strong}, ${Math.round(strong + (255 - strong) * 0.4)}, 255)` : `rgb(255, ${Math.round(strong * 0.95)}, ${strong})`;
-}
-
-function legend(context, size, tall, reach) {
-  const [wide, high, left, top] = [size * 0.3, size / 60, size * 0.68, tall - size / 25];
-  for (let i = 0; i < 60; i++) {
-    context.fillStyle = diverging(i / 29.5 - 1);
-    context.fillRect(left + wide * i / 60, top, wide / 60 + 1, high);
-  }
-  context.fillStyle = "#fff";
-  context.font = `${Math.round(size / 38)}px system-ui, sans-serif`;
-  context.textAlign = "center";
-  context.fillText(`bias from -${reach.toFixed(2)} to ${reach.toFixed(2)}`, left + wide / 2, top - size / 90);
-  context.textAlign = "start";
-}
-
-function describe(pane) {
-  const layer = layerOf(pane);
-  if (!layer) return "This model has no attention layers that can be shown.";
-  const [height, width] = layer.map, query = pane.answer ? pane.answer.query : queryOf(pane);
-  const where = `Query at row ${Math.floor(query / width) + 1}, column ${query % width + 1} of ${height} × ${width}`;
-  if (!$("attention").checked) return `${where}.`;
-  if (!pane.answer) {
-    return `${where}. ` + (pane.scale === 1 ? "This file holds no attention of this layer." :
-      "This file holds attention at full offsets only; `deformvit explore` computes it at any.");
-  }
-  const keys = chosen(pane).sort((a, b) => b[2] - a[2]);
-  if (!keys.length) return `${where}. No keys of this head are in this group.`;
-  const total = keys.reduce((sum, key) => sum + key[2], 0) || 1, few = Math.min(10, keys.length);
-  const mass = keys.slice(0, few).reduce((sum, key) => sum + key[2], 0), [best] = keys;
-  const bias = pane.answer.bias ? `, bias ${best[3].toFixed(2)}` : "";
-  return `${where}. ${few} of ${keys.length} keys have ${(100 * mass / total).toFixed(0)} % of the attention; the strongest, ` +
-    `${(100 * best[2] / total).toFixed(1)} %${bias}, lies at (${best[0].toFixed(0)}, ${best[1].toFixed(0)}).`;
+  remember();
 }
 
 // ---- controls -------------------------------------------------------------------------------------------------------
@@ -356,13 +110,10 @@ function options(select, entries, value) {
 }
 
 function fillChoices() {
-  const { layers, range } = state.panes[0].view;
-  if (!layers.some((layer) => layer.name === state.layer)) {
-    const moving = layers.filter((layer) => layer.deformed), pool = moving.length ? moving : layers;
-    const last = pool[pool.length - 1];  // the last layer of the stage before the last says most
-    state.layer = (pool.filter((layer) => layer.map[0] > last.map[0]).pop() || last || { name: "" }).name;
-  }
-  options($("layer"), layers.map((layer) => [layer.name, `${layer.label} · ${layer.kind} · ${layer.map.join(" × ")}`]), state.layer);
+  if (!state.panes[0].view) return;  // on its way
+  const { layers, range, start } = state.panes[0].view;
+  if (!layers.some((layer) => layer.name === state.layer)) state.layer = layers.length ? layers[start].name : "";
+  options($("layer"), layers.map((layer) => [layer.name, `${layer.label} · ${layer.kind}`]), state.layer);
   const layer = layerOf(state.panes[0]), heads = layer ? layer.heads : 0, groups = layer && layer.deformed ? layer.deformed.length : 0;
   if (state.head >= heads) state.head = -1;
   if (state.group >= groups) state.group = -1;
@@ -370,53 +121,77 @@ function fillChoices() {
   options($("head"), numbered(heads, "all (mean)"), state.head);
   options($("group"), numbered(groups, groups ? "all" : "none"), state.group);
   $("group").disabled = !groups;
+  const many = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+  $("layer-facts").textContent = layer ? (layer.label.length > 24 ? `${layer.label}: ` : "") +  // paths may be wider than the menu
+    `${layer.map.join(" × ")} positions, ${many(heads, "head")}` +
+    (groups ? `, ${groups} × ${many(layer.reference.length, "point")}` : "") : "";
   const moves = layers.some((one) => one.deformed);
   $("scale").disabled = !moves;
-  $("scale-text").textContent = !moves ? "none in this model" : range === null ? `${Math.round(100 * state.scale)} % of their length` :
+  $("scale-text").textContent = !moves ? "none in this model" : range === null ? `${Math.round(100 * state.scale)} %` :
     `s = ${(range * state.scale).toFixed(2)} of ${range}`;
 }
 
 function showFound(pane) {
-  pane.found.replaceChildren(...pane.view.found.slice(0, 8).map((entry) => {
-    const line = document.createElement("li"), [name, bar, text] = ["span", "div", "span"].map((tag) => document.createElement(tag));
-    name.textContent = name.title = entry.name;
-    text.textContent = entry.text;
-    bar.className = "bar";
-    bar.append(document.createElement("i"));
-    bar.firstChild.style.width = `${100 * entry.value}%`;
-    line.append(name, bar, text);
+  const { verdict, range, layers } = pane.view, moves = layers.some((layer) => layer.deformed);
+  const found = pane.view.found.map((entry) => ({ ...entry, texts: entry.texts.map((text) => text.replace(" %", "\u00a0%")) }));
+  const make = (tag, text = "", kind = "") => Object.assign(document.createElement(tag), { textContent: text, className: kind });
+  const names = moves ? [["Regular grid", range === null ? "0 %" : "s = 0"], ["Deformed", range === null ? "100 %" : `s = ${range}`]] : [["Prediction", ""]];
+  const best = (scale) => found.reduce((a, b) => (b.values[scale] > a.values[scale] ? b : a));
+  pane.cards.replaceChildren(...(found.length ? names : []).map(([name, s], i) => {
+    const card = make("div", "", "card"), strongest = best(2 * i), value = make("span", strongest.texts[2 * i]);
+    card.append(make("small", s ? `${name}, ${s}` : name), make("b", strongest.name), value);
+    return card;
+  }));
+  pane.verdict.textContent = verdict || (found.length ? "" : "This model is a backbone: it predicts no classes.");
+  const between = moves && pane.scale > 0 && pane.scale < 1;
+  const heading = make("tr"), titles = moves ? [names[0][1], "now", names[1][1]] : [""];
+  heading.append(make("th"), make("th"), ...titles.map((title, i) => make("th", i === 1 && !between ? "" : title)));
+  pane.found.replaceChildren(...(found.length ? [heading] : []), ...found.map((entry) => {
+    const line = make("tr"), name = make("th", entry.name), bars = make("td", "", "bars");
+    for (const [kind, scale] of moves ? [["still", 0], ["now", 1]] : [["now", 1]]) {
+      const bar = make("i", "", kind);
+      bar.style.width = `${100 * entry.values[scale]}%`;
+      bars.append(bar);
+    }
+    line.append(name, bars, ...titles.map((_, i) => make("td", i === 1 && !between ? "" : entry.texts[i])));
     return line;
   }));
 }
 
-function makePanes(models) {
+function makePanes() {
+  const models = state.compare < 0 ? [0] : [0, state.compare];
   state.panes = models.map((model) => {
     const pane = { model, view: null, answer: null };
-    const element = document.createElement("figure");
-    element.className = "pane";
-    pane.title = document.createElement("h2");
-    pane.title.textContent = state.models[model];
-    pane.canvas = document.createElement("canvas");
+    const make = (tag, kind) => Object.assign(document.createElement(tag), { className: kind });
+    pane.element = make("figure", "pane");
+    pane.title = make("h2", "");
+    pane.size = make("small", "");
+    pane.title.append(state.models[model], " ", pane.size);
+    pane.canvas = make("canvas", "");
     pane.canvas.tabIndex = 0;
     pane.canvas.setAttribute("role", "application");
-    pane.canvas.setAttribute("aria-label", `Image seen by ${state.models[model]}; arrow keys move the query`);
-    pane.text = document.createElement("p");
-    pane.text.className = "answer";
-    pane.found = document.createElement("ol");
-    pane.found.className = "found";
-    element.append(pane.title, pane.canvas, pane.text, pane.found);
+    pane.canvas.setAttribute("aria-label", `Image seen by ${state.models[model]}; arrow keys move the ★`);
+    pane.groups = make("p", "groups");
+    pane.text = make("p", "answer");
+    pane.cards = make("div", "cards");
+    pane.verdict = make("p", "verdict");
+    pane.found = make("table", "found");
+    const picture = make("div", "picture"), reading = make("div", "reading");
+    picture.append(pane.canvas, pane.groups);
+    reading.append(pane.cards, pane.verdict, pane.found, pane.text);
+    pane.element.append(pane.title, picture, reading);
     const point = (event) => {
       if (!pane.view) return;
-      const box = pane.canvas.getBoundingClientRect(), margin = marginOf();
-      const share = (value) => Math.min(Math.max(value * (1 + 2 * margin) - margin, 0), 1);
+      const box = pane.canvas.getBoundingClientRect();
+      const share = (value) => Math.min(Math.max(value * (1 + 2 * FRAME) - FRAME, 0), 1);
       state.point = [share((event.clientY - box.top) / box.height), share((event.clientX - box.left) / box.width)];
       answerNewest();
     };
     pane.canvas.addEventListener("pointerdown", (event) => { pane.canvas.setPointerCapture(event.pointerId); point(event); });
     pane.canvas.addEventListener("pointermove", (event) => { if (event.buttons & 1) point(event); });
-    pane.element = element;
     return pane;
   });
+  $("panes").classList.toggle("one", models.length === 1);
   $("panes").replaceChildren(...state.panes.map((pane) => pane.element));
 }
 
@@ -449,20 +224,20 @@ function download() {
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   panes.forEach((pane, i) => {
-    const layer = layerOf(pane), [best] = pane.view.found;
+    const layer = layerOf(pane), { verdict } = pane.view;
     context.save();
     context.translate(i * (wide + 20), 0);
     context.fillStyle = "#111";
     context.font = `600 ${text}px system-ui, sans-serif`;
-    context.fillText(state.models[pane.model] + (best ? `: ${best.name} ${best.text}` : ""), 6, 1.2 * text, wide - 12);
+    context.fillText(state.models[pane.model] + (verdict ? `: ${verdict}` : ""), 6, 1.2 * text, wide - 12);
     context.font = `${0.8 * text}px system-ui, sans-serif`;
     const head = state.head < 0 ? "all heads" : `head ${state.head + 1}`;
-    if (layer) context.fillText(`${layer.label}, ${layer.kind}, ${head}; offsets × ${state.scale}`, 6, 2.3 * text, wide - 12);
+    if (layer) context.fillText(`${layer.label}, ${layer.kind}, ${head}; ${$("scale-text").textContent}`, 6, 2.3 * text, wide - 12);
     context.translate(0, 2.8 * text);
     context.beginPath();
     context.rect(0, 0, wide, heights[i]);
     context.clip();
-    paint(context, pane, wide, marginOf());
+    paint(context, pane, wide);
     context.restore();
     context.fillStyle = "#444";
     context.font = `${0.62 * text}px system-ui, sans-serif`;
@@ -504,10 +279,10 @@ function listen() {
   $("group").addEventListener("change", () => { state.group = Number($("group").value); draw(); });
   for (const id of SWITCHES) $(id).addEventListener("change", () => answerNewest());
   $("scale").addEventListener("input", () => { state.scale = Number($("scale").value); fillChoices(); load(); });
-  $("image").addEventListener("change", () => { state.image = Number($("image").value); say(""); load(); });
+  $("image").addEventListener("change", () => { state.image = $("image").value; say(""); load(); });
   $("compare").addEventListener("change", () => {
-    const other = Number($("compare").value);
-    makePanes(other < 0 ? [0] : [0, other]);
+    state.compare = Number($("compare").value);
+    makePanes();
     load();
   });
   $("open").addEventListener("click", () => $("file").click());
@@ -515,6 +290,7 @@ function listen() {
   $("download").addEventListener("click", download);
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   window.addEventListener("resize", draw);
+  window.addEventListener("hashchange", arrive);  // a person changed the address
   document.addEventListener("dragover", (event) => { event.preventDefault(); if (!inside) document.body.classList.add("dropping"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
   document.addEventListener("drop", (event) => {
@@ -540,18 +316,29 @@ function listen() {
   });
 }
 
+async function arrive() {  // where the address leads
+  const missing = restore();
+  $("scale").value = state.scale;
+  state.scale = Number($("scale").value);
+  options($("compare"), [[-1, "nothing"], ...state.models.map((name, i) => [i, name]).slice(1)], state.compare);
+  makePanes();
+  listImages();
+  say(missing, missing !== "");
+  if (state.image === null) say(`${missing} Open an image, drop one here, or paste one.`.trim(), missing !== "");
+  await load();
+}
+
 async function start() {
   const known = await source.known();
-  Object.assign(state, known, { image: known.images.length ? known.images[0].id : null });
-  if (inside) $("open").hidden = true;
-  if (inside && inside.show.length) SWITCHES.forEach((id) => { $(id).checked = inside.show.includes(id); });
-  options($("compare"), [[-1, "nothing"], ...state.models.map((name, i) => [i, name]).slice(1)], state.models.length > 1 ? 1 : -1);
+  Object.assign(state, known, { image: known.images.length ? known.images[0].id : null, compare: known.models.length > 1 ? 1 : -1 });
   $("compare-label").hidden = state.models.length < 2;
-  makePanes(state.models.length > 1 ? [0, 1] : [0]);
-  listImages();
+  if (inside) {
+    $("open").hidden = true;
+    $("scale").step = 1 / 8;
+    SWITCHES.forEach((id) => { $(id).checked = inside.show.includes(id); });
+  }
   listen();
-  if (state.image === null) say("Open an image, drop one here, or paste one.");
-  await load();
+  await arrive();
 }
 
 start().catch((error) => say(error.message, true));
