@@ -25,6 +25,7 @@ def test_packaged_weights_have_the_accuracy_they_claim(shared_data):
     transform = eval_transform(info.img_size, info.crop_pct, info.resize, info.mean, info.std)
     images = open_split(str(shared_data / "cifar10"), "val", transform)
     assert images.classes == info.classes
-    metrics = evaluate(model, DataLoader(Subset(images, range(2000)), 250), torch.device("cpu"), progress=False)
+    batches = DataLoader(Subset(images, range(2000)), 250)
+    metrics, _ = evaluate(model, batches, images.classes, torch.device("cpu"), progress=False)
     # 2,000 of the 10,000: the standard error is 0.7 points.
     assert metrics["top1"] == pytest.approx(info.metrics["top1"], abs=3)

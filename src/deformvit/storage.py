@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], several: bool = False) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the finished file into place.
 
+    Args:
+        path, several: as of :func:`atomically`.
+        write: writes the contents to the path that it is given, where an empty file is.
+    """
+    with atomically(path, several) as temporary:
+        write(temporary)
+
+
+@contextlib.contextmanager
+def atomically(path: Path, several: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, where an empty file is; at the end what was written moves into place.
+
     A crash at any moment leaves the old file or the new one, never a part. The file gets the permissions of an ordinary
-    new file, also where ``write`` makes a private one.
+    new file, also where what writes it makes a private one.
 
     Args:
         path: the file; its folder is created where it is missing.
-        write: writes the contents to the path that it is given, where an empty file is.
         several: several processes may write the file at once; the last one's stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], several: bool 
             mode = stat.S_IMODE(os.fstat(created).st_mode)
         finally:
             os.close(created)
-        write(temporary)
+        yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)

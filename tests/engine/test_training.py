@@ -14,6 +14,7 @@ from deformvit.engine import loop
 from deformvit.engine.checkpoint import CheckpointError, Checkpoints
 from deformvit.engine.loader import steps_per_epoch
 from deformvit.engine.optim import build_optimizer, build_schedule
+from deformvit.metrics.classification import Confusion
 from deformvit.tasks import classification
 from deformvit.tasks.classification import Classification
 
@@ -28,8 +29,9 @@ def test_it_learns_and_leaves_a_usable_model(images, tmp_path):
     assert info.metrics["top1"] == max(row["top1"] for row in lines(tmp_path / "run"))
     task = Classification(config)
     loader = torch.utils.data.DataLoader(task.val_set, 6)
-    again = classification.evaluate(model, loader, torch.device("cpu"), progress=False)
+    again, found = classification.evaluate(model, loader, task.classes, torch.device("cpu"), progress=False)
     assert again["top1"] == pytest.approx(info.metrics["top1"])
+    assert torch.equal(Confusion.read(tmp_path / "run" / "confusion.json").entries, found.entries)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["epochs"] == 12
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 

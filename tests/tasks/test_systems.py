@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -258,6 +259,47 @@ def test_predict_writes_label_maps(trained, labelled, tmp_path):
         expected = drawing.labels(pixels, torch.from_numpy(np.array(labels)), ["background", "red", "green"])
         with Image.open(tmp_path / "0.png") as drawn:
             assert np.array_equal(np.array(drawn), np.array(expected))
+
+
+def test_predict_writes_objects_as_json_and_csv(trained, shapes, tmp_path, capsys, monkeypatch):
+    """Objects from the threshold on; pictures and COCO's results, which have all, where a folder is named."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    photo, predictor = shapes / "val" / "0.png", load(trained / DETECTORS[0], device="cpu")
+    every = predictor(photo, threshold=0.0)
+    threshold = float(every.scores[2])
+    command = ["predict", "a.png", photo, "-m", trained / DETECTORS[0], "--threshold", threshold, "--device", "cpu"]
+    fails(capsys, *command, "--json", "found.json", "--csv", "found.csv")
+    assert not (tmp_path / "predictions").exists()
+    broken, entry = json.loads((tmp_path / "found.json").read_text())
+    assert broken["image"] == "a.png"
+    assert entry == {"image": str(photo), **predictor(photo, threshold=threshold).to_dict()}
+    header, error, *rows = csv.reader((tmp_path / "found.csv").read_text().splitlines())
+    assert header == ["image", "name", "score", "x1", "y1", "x2", "y2", "error"]
+    assert error == ["a.png", *[""] * 6, broken["error"]]
+    assert len(rows) == len(entry["objects"]) == 3
+    for row, found in zip(rows, entry["objects"], strict=True):
+        assert row[:2] == [str(photo), found["name"]]
+        assert [float(value) for value in row[2:7]] == pytest.approx([found["score"], *found["box"]], abs=0.006)
+    capsys.readouterr()
+    run(*command[:1], *command[2:], "--csv", "-", "-o", "out")
+    told = capsys.readouterr()
+    assert list(csv.reader(told.out.splitlines())) == [header, *rows]
+    assert told.err.splitlines()[-1] == "out/results.json"
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == len(every.scores)
+
+
+def test_predict_writes_shares_as_json_and_csv(trained, labelled, tmp_path, capsys):
+    image, model = labelled / "images" / "validation" / "0.png", trained / SEGMENTERS[1]
+    run("predict", image, "-m", model, "--json", tmp_path / "a.json", "--csv", "-", "-o", tmp_path / "out")
+    (entry,) = json.loads((tmp_path / "a.json").read_text())
+    expected = load(model, device="cpu")(image).to_dict()
+    assert entry["label_map"] == str(tmp_path / "out" / "0_labels.png")  # where the numbers of pixels are
+    assert np.array_equal(np.array(Image.open(entry.pop("label_map"))), expected.pop("label_map"))
+    assert entry == {"image": str(image), **expected}
+    header, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["image", "name", "share", "error"]
+    assert {row[1]: float(row[2]) for row in rows} == pytest.approx(expected["shares"], abs=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [DETECTORS[0], SEGMENTERS[1]])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deformvit.cli.inputs import DEFAULT_MODEL, print_values
+from deformvit.cli import confusion
+from deformvit.cli.inputs import DEFAULT_MODEL, print_values, refuse_existing
 from deformvit.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ def run(
     window: int = 0,
     window_stride: int = 0,
     results: Path | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> None:
     """Measure a model file or packaged weights on the validation split: accuracy, average precision or mIoU.
 
-    Under torchrun the images of detectors and segmentation networks are shared among its processes.
+    Of classifiers the accuracy of every class is printed too, with what its images are taken for. Under torchrun the
+    images are shared among its processes.
 
     Args:
         data: a folder, parquet files or `sample`, as in training.
@@ -48,6 +51,7 @@ def run(
         window: segmentation: slide a window of this side over the image; 0 takes the whole image.
         window_stride: segmentation: its step; two thirds of the window by default.
         results: detectors: write the detections to this file, in COCO's format.
+        output: classifiers: write the confusion matrix to this folder, as confusion.png and confusion.json.
     """
     from deformvit import distributed
     from deformvit.inference import load
@@ -60,6 +64,8 @@ def run(
         )
     with distributed.process_group():
         predictor: Any = load(model, device=device)
+        if output is not None:
+            _check_output(output, predictor.task)
         shown = sys.stderr.isatty()
         if predictor.task == "detection":
             found = _detector(predictor, data, workers, results, shown)
@@ -67,9 +73,19 @@ def run(
             options = {"eval_scales": scales, "eval_flip": flip, "window": window, "window_stride": window_stride}
             found = _segmenter(predictor, data, workers, options, shown)
         else:
-            found = _classifier(predictor, data, batch_size, workers, (resize, holdout, holdout_seed), shown)
+            _classifier(predictor, data, batch_size, workers, (resize, holdout, holdout_seed), output, shown)
+            return
         if distributed.rank() == 0:
             print_values(found)
+
+
+def _check_output(output: Path, task: str) -> None:
+    """Raise ``UserError`` where nothing would be written, or something be overwritten."""
+    from deformvit.metrics.classification import CONFUSION
+
+    if task != "classification":
+        raise UserError(f"output is for classifiers, and this model is for {task}; detections are written to --results")
+    refuse_existing([output / CONFUSION, (output / CONFUSION).with_suffix(".png")])
 
 
 Rows = list[tuple[str, str]]
@@ -112,18 +128,21 @@ def _segmenter(predictor: SegmentationPredictor, data: str, workers: int, option
 
 
 def _classifier(
-    predictor: ClassificationPredictor,
-    data: str,
-    batch_size: int,
-    workers: int,
-    options: tuple[str, float, int],
-    shown: bool,
-) -> Rows:
+    predictor: ClassificationPredictor, data: str, batch_size: int, workers: int, options: tuple[str, float, int],
+    output: Path | None, shown: bool,
+) -> None:  # fmt: skip
     from torch.utils.data import default_collate
 
+    from deformvit import distributed
+    from deformvit.models.files import short_name
     from deformvit.tasks import classification, loading
 
     images = classification.open_evaluation(data, predictor.description, predictor.name, *options)
     batches = loading.EvalLoader(images, default_collate, batch_size, workers)
-    metrics = classification.evaluate(predictor.model, batches, predictor.device, shown)
-    return [("images", batches.measured()), *((name, f"{value:.4g}") for name, value in metrics.items())]
+    metrics, found = classification.evaluate(predictor.model, batches, images.classes, predictor.device, shown)
+    measured = batches.measured()
+    if distributed.rank() == 0:
+        print_values([("images", measured), *((name, f"{value:.4g}") for name, value in metrics.items())])
+        confusion.print_by_class(found)
+        if output is not None:
+            confusion.write(found, metrics, output, short_name(predictor.name))

@@ -86,6 +86,13 @@ def refuse_to_overwrite(inputs: list[str], outputs: list[Path]) -> None:
             raise UserError(f"{output} is one of the images; write to another folder with --output")
 
 
+def refuse_existing(outputs: list[Path]) -> None:
+    """Raise ``UserError`` if an output file exists, so that it is never overwritten by mistake."""
+    for output in outputs:
+        if output.exists():
+            raise UserError(f"{output} exists; delete it, or write elsewhere")
+
+
 def report(failed: list[str]) -> None:
     """Print the messages about unreadable images; exit with status 1 if there are any."""
     for message in failed:

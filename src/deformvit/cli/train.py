@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from deformvit import recipes
+from deformvit.cli import confusion
 from deformvit.cli.inputs import print_values
 from deformvit.config import BaseConfig, DetectionConfig, SegmentationConfig
 
@@ -63,6 +64,7 @@ def run(config: BaseConfig) -> None:
         if distributed.rank() == 0:
             print_values([(name, f"{value:.4g}") for name, value in metrics.items()])
             print(f"\nbest weights: {config.run.output / 'best.safetensors'}")
+            confusion.show_run(config.run.output)
 
 
 def _task(config: Any, fake_data: bool = False) -> Task:

@@ -1,1 +1,1 @@
-"""Metrics of detection and segmentation."""
+"""Metrics of classification, detection and segmentation."""

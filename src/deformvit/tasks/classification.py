@@ -1,11 +1,10 @@
-"""Image classification: cross-entropy with Mixup/CutMix to train, top-1 and top-5 accuracy to evaluate."""
+"""Image classification: cross-entropy with Mixup/CutMix to train, accuracy and a confusion matrix to evaluate."""
 
 from __future__ import annotations
 
 import ast
-import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from deformvit.config import ClassificationConfig, DataConfig
 from deformvit.data import eval_transform, open_split, train_transform
 from deformvit.data.classification import CACHE
 from deformvit.errors import DataError, UserError
+from deformvit.metrics.classification import CONFUSION, ClassificationMetrics, Confusion
 from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
+from deformvit.storage import write_atomically
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -69,6 +70,8 @@ class Classification:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
         self.classes: list[str] = self.train_set.classes
+        self.evaluated: tuple[dict[str, float], Confusion] | None = None
+        """Metrics and confusion matrix of the last evaluation."""
         self.validation = EvalLoader(
             self.val_set, default_collate, data.eval_batch_size, data.workers, data.max_unreadable
         )
@@ -137,17 +140,25 @@ class Classification:
         return {"loss": self.criterion(model(images).float(), labels)}
 
     def evaluate(self, model: nn.Module, device: torch.device, progress: bool) -> dict[str, float]:
-        """top1 and top5 in percent and the mean cross-entropy, over all validation images."""
-        return evaluate(model, self.validation, device, progress)
+        """top1, of more than five classes top5, in percent and the mean cross-entropy, over all validation images."""
+        metrics, confusion = evaluate(model, self.validation, self.classes, device, progress)
+        self.evaluated = metrics, confusion
+        return metrics
 
     def save_model(self, model: nn.Module, path: Path, metrics: dict[str, float]) -> None:
-        """A model file that predicts on its own, see :mod:`deformvit.models.files`."""
+        """A model file that predicts on its own, see :mod:`deformvit.models.files`.
+
+        Beside it, ``confusion.json`` is the confusion matrix of the evaluation before.
+        """
         data = self.config.data
         description = ClassifierDescription(
             name=self.config.model.name, args=self.model_args(), classes=self.classes, img_size=data.img_size,
             crop_pct=data.crop_pct, resize=data.resize or "shorter", mean=data.mean, std=data.std, metrics=metrics,
         )  # fmt: skip
         files.save_model(path, model, description)
+        if self.evaluated:
+            measured, confusion = self.evaluated
+            write_atomically(path.with_name(CONFUSION), lambda file: confusion.write(file, measured))
 
 
 def _open_validation(root: str, transform: Callable[..., Any], **split: Any) -> Any:
@@ -196,25 +207,27 @@ def open_evaluation(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, progress: bool) -> dict[str, float]:
-    """Accuracy of ``model`` over batches of images and labels, which in several processes are shares of them."""
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], classes: Sequence[str], device: torch.device, progress: bool
+) -> tuple[dict[str, float], Confusion]:
+    """Metrics and confusion matrix of ``model`` over batches of images and labels.
+
+    Under torchrun the batches are the process' share; all return the same.
+
+    Args:
+        model: images -> logits (B, classes).
+        batches: images (B, 3, H, W) and labels (B,).
+        classes: names of the classes, in the order of the labels.
+        device: where the model is.
+        progress: whether to show it.
+    """
     was_training = model.training
     model.eval()
-    count, loss, hits = 0, 0.0, torch.zeros(2)
-    for images, labels in tqdm(
-        batches, desc="evaluate", unit="batch", leave=False, disable=(not progress or distributed.rank() > 0) or None
-    ):
-        labels = labels.to(device)
-        logits = model(images.to(device)).float()
-        top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        hits += torch.stack([top[:, 0].sum(), top.any(1).sum()]).cpu()
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        count += len(labels)
+    metrics = ClassificationMetrics(classes)
+    silent = not progress or distributed.rank() > 0
+    for images, labels in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=silent or None):
+        metrics.update(model(images.to(device)).float(), labels.to(device))
     model.train(was_training)
-    everyone = distributed.gather((count, loss, hits))
-    count, loss = sum(part[0] for part in everyone), sum(part[1] for part in everyone)
-    hits = torch.stack([part[2] for part in everyone]).sum(0)
-    if count == 0:
-        return {"top1": math.nan, "top5": math.nan, "loss": math.nan}
-    top1, top5 = (100 * hits / count).tolist()
-    return {"top1": top1, "top5": top5, "loss": loss / count}
+    merged = ClassificationMetrics(classes)
+    merged.merge(distributed.gather(metrics.state()))
+    return merged.compute(), merged.confusion()
