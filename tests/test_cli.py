@@ -389,6 +389,7 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
     [
         (["predict"], "no images: name files or folders"),
         (["predict", "nowhere.png"], "nowhere.png: no such file or folder"),
+        (["predict", "https://example.com/cat.jpg"], "'https://example.com/cat.jpg': an address; download the image"),
         (["predict", "sample", "--top", "0"], "top must be at least 1, got 0"),
         (
             ["predict", "sample", "--model", "https://example.com/a.safetensors"],
@@ -396,6 +397,8 @@ def test_convert_a_released_file(tmp_path, golden, capsys, photo):
         ),
         (["eval", "--data", "sample", "--model", "hf-hub:someone/model"], "'hf-hub:someone/model': an address"),
         (["eval", "--data", "sample", "--model", "missing.safetensors"], "'missing.safetensors': no such file"),
+        (["predict", "sample", "--csv", "/dev/null/a.csv"], "/dev/null/a.csv cannot be written: "),
+        (["eval", "--data", "sample", "--output", "/dev/null/a"], "/dev/null/a: no folder can be made there: "),
         (["eval", "--data", "sample", "--batch-size", "0"], "batch_size must be at least 1"),
         (["train", "demo", "--data.root", "nowhere"], "data.root 'nowhere': no such file or folder"),
         (["train", "demo", "--model.name", "dat_giant"], "dat_giant"),

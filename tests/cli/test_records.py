@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
 
 import pytest
 
@@ -112,3 +114,20 @@ def test_a_failure_leaves_no_part_of_a_file(photos, tmp_path, capsys):
     )
     assert "top must be at least 1, got 0" in message
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [[], ["--csv", "-"]])
+def test_names_that_are_not_utf8_are_printed_as_they_are(photos, monkeypatch, words):
+    name = os.fsencode((photos / "0.png").rename(os.fsdecode(os.fsencode(photos) + b"/\xff.png")))
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "utf-8", errors="strict"))
+    predict(os.fsdecode(name), "--top", 1, *words)
+    sys.stdout.flush()
+    assert name in printed.getvalue()
+
+
+def test_the_table_has_such_names_too(photos, tmp_path):
+    name = os.fsencode((photos / "0.png").rename(os.fsdecode(os.fsencode(photos) + b"/\xff.png")))
+    predict(os.fsdecode(name), "--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json")
+    assert name in (tmp_path / "a.csv").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text())[0]["image"] == os.fsdecode(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -34,6 +35,8 @@ def call(name: str, words: list[str]) -> None:
     Raises:
         SystemExit: with the status of the error.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8 are printed as they are
     try:
         _call(name, words)
     except SystemExit as end:

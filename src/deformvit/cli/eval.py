@@ -86,6 +86,10 @@ def _check_output(output: Path, task: str) -> None:
     if task != "classification":
         raise UserError(f"output is for classifiers, and this model is for {task}; detections are written to --results")
     refuse_existing([output / CONFUSION, (output / CONFUSION).with_suffix(".png")])
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: no folder can be made there: {error.strerror}") from error
 
 
 Rows = list[tuple[str, str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ def image_files(images: list[Path]) -> list[Path]:
             paths += in_folder
         elif path.is_file():
             paths.append(path)
+        elif re.match(r"https?:/", str(path)):
+            address = str(path).replace(":/", "://", 1)  # of which a path keeps one slash
+            raise UserError(f"{address!r}: an address; download the image and give its path")
         else:
             raise UserError(f"{path}: no such file or folder")
     return paths

@@ -130,7 +130,12 @@ def opened(
 ) -> Iterator[Records]:
     """Records that write to these files, which appear when all is written; ``-`` is the standard output."""
     with contextlib.ExitStack() as files:
-        streams = [None if path is None else files.enter_context(_open(path)) for path in (json_path, csv_path)]
+        streams: list[IO[str] | None] = []
+        for path in (json_path, csv_path):
+            try:
+                streams.append(None if path is None else files.enter_context(_open(path)))
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from error
         records = Records(predictor, paths, top, *streams)
         yield records
         records.close()
