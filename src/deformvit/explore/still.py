@@ -14,7 +14,9 @@ COLOURS = ("#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c")
 """Of offset groups, as in paint.js."""
 FRAME = 0.1
 """Width of the frame around the image, in sides of it, as in paint.js."""
-SHOW = ("arrows", "deformed", "attention")
+DRAWN = 60
+"""Keys of a query that are drawn, the strongest, as in paint.js."""
+SHOW = ("reference", "arrows", "deformed", "attention")
 """What is shown unless something else is asked for."""
 
 
@@ -66,13 +68,10 @@ def _attention(layer: LayerRecord, seen: Look, unit: float) -> str:
     for number, places in enumerate(answer["keys"]):
         heads = [weights for weights, its in zip(answer["weights"], answer["set"], strict=True) if its == number]
         keys += [(sum(weights), place, number) for *weights, place in zip(*heads, places, strict=True)]
-    most = max(max(weight for weight, *_ in keys), 1e-12)
-    largest = 100 * unit / min(max(1.6 * len(keys) ** 0.5, 14), 34)
-    circles = [
-        _circle(place, largest * (weight / most) ** 0.5, _colour(number))
-        for weight, place, number in sorted(keys)
-        if weight > 0.002 * most
-    ]
+    keys = sorted(keys)[-DRAWN:]
+    most = max(keys[-1][0], 1e-12)
+    largest = 100 * unit / max(3.2 * len(keys) ** 0.5, 18)
+    circles = [_circle(place, largest * (weight / most) ** 0.5, _colour(number)) for weight, place, number in keys]
     y, x = answer["at"]
     star = f'<text x="{x}" y="{y}" font-size="{9 * unit:.3g}" fill="#fff" text-anchor="middle" dy="0.35em">★</text>'
     return f'<g fill-opacity="0.85">{"".join(circles)}</g>{star}'

@@ -45,13 +45,18 @@ function queryOf(pane) {  // the layer's query nearest to the chosen point
 const load = newest(async () => {
   if (state.image === null) return;
   const { image, scale } = state;
-  for (const pane of state.panes) {
-    const view = await source.view(image, pane.model, scale);
-    if (view.picture !== pane.shown && (!pane.view || pane.image !== image || view.changes)) {
-      pane.bitmap = await picture(view.picture);
-      pane.shown = view.picture;
+  const slow = setTimeout(() => say("Computing…"), 600);
+  try {
+    for (const pane of state.panes) {
+      const view = await source.view(image, pane.model, scale);
+      if (view.picture !== pane.shown && (!pane.view || pane.image !== image || view.changes)) {
+        pane.bitmap = await picture(view.picture);
+        pane.shown = view.picture;
+      }
+      Object.assign(pane, { view, image, scale, answer: null });
     }
-    Object.assign(pane, { view, image, scale, answer: null });
+  } finally {
+    clearTimeout(slow);
   }
   if (image !== state.image || scale !== state.scale || state.panes.some((pane) => !pane.view)) return;  // asked anew meanwhile
   fillChoices();

@@ -1,6 +1,7 @@
 // ---- drawing --------------------------------------------------------------------------------------------------------
 
 const COLOURS = ["#ff4d6d", "#4cc9f0", "#ffd166", "#80ed99", "#c77dff", "#ff9f1c"];
+const DRAWN = 60;  // keys: more of them would hide the picture, and the strongest tell most
 const FRAME = 0.1;  // around the image, in sides of it: alike for all layers and scales, so that the picture stays in place
 
 function chosen(pane) {  // the weights, biases and keys of the chosen head or of all, as [y, x, weight, bias, set]
@@ -95,10 +96,10 @@ function paint(context, pane, size) {
   if ($("reference").checked && layer.reference) layer.reference.forEach((point) => dot(point, 0.7 * small, "#fff"));
   if ($("deformed").checked) groups.forEach((group) => layer.deformed[group].forEach((point) => dot(point, small, colour(group))));
   if (!attending) return;
-  const keys = chosen(pane).sort((a, b) => a[2] - b[2]), strongest = keys.at(-1);
+  const keys = chosen(pane).sort((a, b) => a[2] - b[2]).slice(-DRAWN), strongest = keys.at(-1);
   const most = strongest ? Math.max(strongest[2], 1e-12) : 1;
   const reach = Math.max(...keys.map((key) => Math.abs(key[3])), 1e-6);
-  const largest = size / Math.min(Math.max(Math.sqrt(keys.length) * 1.6, 18), 34);
+  const largest = size / Math.max(3.2 * Math.sqrt(keys.length), 18);
   const coloured = $("bias").checked && answer.bias;
   context.globalAlpha = 0.8;
   for (const [y, x, weight, bias, set] of keys) {
@@ -189,5 +190,6 @@ function describe(pane) {
   const mass = keys.slice(0, few).reduce((sum, key) => sum + key[2], 0), [best] = keys;
   const bias = pane.answer.bias ? `, with a position bias of ${best[3].toFixed(2)}` : "";
   return `${where}. ${few} of its ${keys.length} keys have ${(100 * mass / total).toFixed(0)} % of the attention; ` +
-    `the strongest, ringed, has ${(100 * best[2] / total).toFixed(1)} %${bias}.`;
+    `the strongest, ringed, has ${(100 * best[2] / total).toFixed(1)} %${bias}.` +
+    (keys.length > DRAWN ? ` The ${DRAWN} strongest are drawn.` : "");
 }
