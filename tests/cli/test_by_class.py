@@ -108,6 +108,16 @@ def test_eval_says_the_same_and_writes_where_it_is_asked_to(run, clothes, tmp_pa
     assert (run[0] / "confusion.json").read_bytes() == before
 
 
+def test_eval_of_a_folder_without_splits(run, clothes, capsys):
+    """A share of it, as training would hold out, unless all of it is asked for."""
+    for options, images, told in (([], 6, "; --holdout 1 measures all images"), (["--holdout", 1], 60, "seed 0)")):
+        evaluate(run, clothes / "train", *options)
+        printed = capsys.readouterr()
+        assert sum(found[2] for found in table(printed.out).values()) == images
+        assert f"{images} of 60 images are held out" in printed.err
+        assert printed.err.endswith(f"{told}\n")
+
+
 def test_several_processes_count_the_same(run, clothes, tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deformvit",

@@ -141,6 +141,14 @@ def test_what_cannot_be_held_out_is_named(tmp_path):
             open_split(str(tmp_path), "train", holdout=share)
 
 
+def test_an_evaluation_without_training_takes_all_images(tmp_path):
+    write(tmp_path, {"boot": 1, "coat": 7})
+    assert len(names(tmp_path, "val", holdout=1)) == 8
+    write(tmp_path / "split" / "train", {"boot": 3})
+    write(tmp_path / "split" / "val", {"boot": 2})
+    assert len(names(tmp_path / "split", "val", holdout=1)) == 2  # what there is for it
+
+
 @pytest.mark.parametrize("name", ["val", "Train", "test"])
 def test_folders_of_splits_are_not_classes(tmp_path, name):
     write(tmp_path / name)

@@ -44,7 +44,8 @@ def run(
         workers: loader processes.
         device: a torch device; auto takes the GPU if there is one.
         resize: classifiers: how images are resized, if not as the model file says.
-        holdout: classifiers: where a folder has no validation images, the share of each class that training held out.
+        holdout: classifiers: where a folder has no validation images, the share of each class that training held out;
+            1 measures all images, of a model that was trained on others.
         holdout_seed: classifiers: which images those are, as in training.
         scales: segmentation: average over these multiples of the size; multi-scale is 0.5 0.75 1.0 1.25 1.5 1.75.
         flip: segmentation: average over mirrored images too.

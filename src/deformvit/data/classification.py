@@ -153,8 +153,8 @@ class FolderImages(ImageFolder):
 
         Args:
             split: "train" or "val".
-            holdout: share of each class that is held out, above 0 and below 1. At least one image of a class stays
-                in training, and at least one of two or more is held out.
+            holdout: share of each class that is held out, above 0. Below 1 at least one image of a class stays in
+                training, and at least one of two or more is held out; 1 takes all images for validation.
             seed: chooses the images.
 
         Raises:
@@ -165,7 +165,7 @@ class FolderImages(ImageFolder):
             by_class.setdefault(label, []).append(path)
         held: set[str] = set()
         for paths in by_class.values():
-            count = min(max(round(holdout * len(paths)), 1), len(paths) - 1)
+            count = len(paths) if holdout == 1 else min(max(round(holdout * len(paths)), 1), len(paths) - 1)
             held.update(sorted(paths, key=lambda path: self._rank(path, seed))[:count])
         if not held:
             raise DataError(f"{self.root}: no class has two images, so none can be held out for validation")
@@ -210,9 +210,9 @@ def open_split(
 
     Raises:
         DataError: no such images, with what was looked for.
-        UserError: ``holdout`` is not at least 0 and below 1.
+        UserError: ``holdout`` is not at least 0 and below 1; for "val" it may be 1, of an evaluation without training.
     """
-    if not 0 <= holdout < 1:
+    if not 0 <= holdout < 1 and not (split == "val" and holdout == 1):
         raise UserError(f"holdout must be at least 0 and below 1, got {holdout}")
     if root.startswith(("http://", "https://")):
         shards = open_tar(root, split, SPLITS[split], transform, cache)

@@ -161,12 +161,12 @@ class Classification:
             write_atomically(path.with_name(CONFUSION), lambda file: confusion.write(file, measured))
 
 
-def _open_validation(root: str, transform: Callable[..., Any], **split: Any) -> Any:
-    """The validation images; prints which share of the training images they are, where they are held out of them."""
+def _open_validation(root: str, transform: Callable[..., Any], hint: str = "", **split: Any) -> Any:
+    """The validation images; prints which share of the images they are, and the hint, where they are held out."""
     images = open_split(root, "val", transform, **split)
     notice = getattr(images, "notice", "")
     if notice and distributed.rank() == 0:
-        print(f"deformvit: {notice}", file=sys.stderr)
+        print(f"deformvit: {notice}{hint}", file=sys.stderr)
     return images
 
 
@@ -185,7 +185,7 @@ def open_evaluation(
         description: of the model.
         name: what messages call the model.
         resize: another way to resize than the description's.
-        holdout, seed: as in training, where a folder has no validation images.
+        holdout, seed: as in training, where a folder has no validation images; a share of 1 takes all.
 
     Raises:
         UserError: a backbone without classes, or images of other classes than the model's.
@@ -195,7 +195,8 @@ def open_evaluation(
     transform = eval_transform(
         description.img_size, description.crop_pct, resize or description.resize, description.mean, description.std
     )
-    images = _open_validation(root, transform, holdout=holdout, seed=seed)
+    hint = "; --holdout 1 measures all images" if holdout < 1 else ""
+    images = _open_validation(root, transform, hint, holdout=holdout, seed=seed)
     known = description.classes
     numbered = known == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
     if list(images.classes) != known and not numbered:
