@@ -68,23 +68,48 @@ def commands(page: str) -> list[str]:
     return [line for line in everything if not re.search(r" \| |\$|\bKIND\b|\bRECIPE\b|\bNAME\b", line)]
 
 
+def must_parse(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    assert name in deformvit_command.COMMANDS, line
+    if "--help" in words:
+        return
+    try:
+        if name == "train":
+            config = recipes.ALL[words[0]]()
+            options = ["--run.dry-run" if word == "--dry-run" else word for word in words[1:]]
+            tyro.cli(type(config), default=config, args=options)
+        else:
+            run = importlib.import_module(f"deformvit.cli.{name}").run
+            tyro.cli(functools.wraps(run)(lambda *args, **options: None), args=words)
+    except (SystemExit, KeyError) as error:
+        pytest.fail(f"{line}: {error!r}")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md" and commands(page)])
 def test_commands_parse(page):
     for line in commands(page):
-        _, name, *words = shlex.split(line)
-        assert name in deformvit_command.COMMANDS, line
-        if "--help" in words:
-            continue
-        try:
-            if name == "train":
-                config = recipes.ALL[words[0]]()
-                options = ["--run.dry-run" if word == "--dry-run" else word for word in words[1:]]
-                tyro.cli(type(config), default=config, args=options)
+        must_parse(line)
+
+
+def test_the_gallery(monkeypatch):
+    """What its build runs and prints parses, and what it does not draw is there."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    sections = importlib.import_module("gallery").SECTIONS
+    for section in sections:
+        for command in (*section.commands, *(picture.command for picture in section.pictures)):
+            if command.startswith("deformvit "):
+                must_parse(command)
             else:
-                run = importlib.import_module(f"deformvit.cli.{name}").run
-                tyro.cli(functools.wraps(run)(lambda *args, **options: None), args=words)
-        except (SystemExit, KeyError) as error:
-            pytest.fail(f"{page}: {line}: {error!r}")
+                program, script, *_ = shlex.split(command)
+                assert (program, (ROOT / script).is_file()) == ("python", True), command
+        for picture in section.pictures:
+            assert not picture.file or (ROOT / "docs" / picture.file).is_file(), picture.file
+            assert picture.file or (" photo" in picture.command and not section.commands), picture.command
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture.stat().st_size <= 300_000, f"{picture.name}: {picture.stat().st_size} bytes"
 
 
 @pytest.mark.parametrize("page", PAGES)
