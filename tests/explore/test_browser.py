@@ -332,7 +332,7 @@ def test_download(page, address, tmp_path):
     with page.expect_download() as waiting:
         page.click("#download")
     waiting.value.save_as(tmp_path / "figure.png")
-    assert waiting.value.suggested_filename.startswith("first_stages-2")
+    assert waiting.value.suggested_filename == "first_stage-3-block-2.png"
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.width == 2020
         assert len(picture.convert("RGB").resize((200, 100)).getcolors(20_000)) > 500
@@ -426,14 +426,14 @@ def test_a_reload_shows_the_same(page, address):
 
 
 def test_an_address_whose_image_is_gone_says_so(page, address):
-    ready(page, f"{address}#image=0123456789abcdef&layer=stages.3.blocks.1.attn&head=999&s=cat&compare=nobody")
+    ready(page, f"{address}#image=0123456789abcdef&layer=stage 4, block 2&head=999&s=cat&compare=nobody")
     told = page.locator("#status").inner_text()
     assert "not open here" in told
     assert "open it again" in told
     assert "The model nobody" in told
     assert page.locator("#image option:checked").inner_text() == "first.jpg"
     shown = page.evaluate(SHOWN)
-    assert (shown["layer"], shown["head"], shown["scale"]) == ("stages.3.blocks.1.attn", "-1", "1")
+    assert (shown["layer"], shown["head"], shown["scale"]) == ("stage 4, block 2", "-1", "1")
 
 
 def test_predictions_without_and_with_offsets_stand_side_by_side(page, address, small_model):

@@ -25,9 +25,9 @@ function say(text, bad = false) {
 
 function layerOf(pane) {
   const layers = pane.view ? pane.view.layers : [];
-  const same = layers.find((layer) => layer.name === state.layer);
+  const same = layers.find((layer) => layer.label === state.layer);
   if (same) return same;
-  const map = state.panes[0].view.layers.find((layer) => layer.name === state.layer)?.map;
+  const map = state.panes[0].view.layers.find((layer) => layer.label === state.layer)?.map;
   return layers.filter((layer) => map && layer.map.join() === map.join()).pop() || layers[layers.length - 1];
 }
 
@@ -78,7 +78,7 @@ async function answers() {
   if ($("attention").checked || $("bias").checked) {
     for (const pane of state.panes) {
       if (!pane.view || !pane.view.layers.length) continue;
-      const layer = layerOf(pane), query = queryOf(pane), key = [pane.image, pane.scale, layer.name, query].join();
+      const layer = layerOf(pane), query = queryOf(pane), key = [pane.image, pane.scale, layer.label, query].join();
       if (pane.key === key && pane.answer) continue;
       const answer = await source.answer(pane.image, pane.model, pane.scale, pane.view.layers.indexOf(layer), query);
       Object.assign(pane, { answer, key });
@@ -117,8 +117,8 @@ function options(select, entries, value) {
 function fillChoices() {
   if (!state.panes[0].view) return;  // on its way
   const { layers, range, start } = state.panes[0].view;
-  if (!layers.some((layer) => layer.name === state.layer)) state.layer = layers.length ? layers[start].name : "";
-  options($("layer"), layers.map((layer) => [layer.name, `${layer.label} · ${layer.kind}`]), state.layer);
+  if (!layers.some((layer) => layer.label === state.layer)) state.layer = layers.length ? layers[start].label : "";
+  options($("layer"), layers.map((layer) => [layer.label, `${layer.label} · ${layer.kind}`]), state.layer);
   const layer = layerOf(state.panes[0]), heads = layer ? layer.heads : 0, groups = layer && layer.deformed ? layer.deformed.length : 0;
   if (state.head >= heads) state.head = -1;
   if (state.group >= groups) state.group = -1;
@@ -225,34 +225,37 @@ function download() {
   const heights = panes.map((pane) => wide * pane.view.height / pane.view.width);
   const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
   canvas.width = wide * panes.length + 20 * (panes.length - 1);
-  canvas.height = Math.max(...heights) + 4.6 * text;
+  canvas.height = Math.max(...heights) + 5.8 * text;
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   panes.forEach((pane, i) => {
-    const layer = layerOf(pane), { verdict } = pane.view;
+    const layer = layerOf(pane), { found, layers } = pane.view, moves = layers.some((one) => one.deformed);
+    const [best] = found.slice().sort((one, other) => other.values[1] - one.values[1]), said = best ? `: ${best.name} ${best.texts[1]}` : "";
+    const write = (words, size, y, weight = 400) => {
+      context.font = `${weight} ${size * text}px system-ui, sans-serif`;
+      context.fillText(words, 6, y, wide - 12);
+    };
     context.save();
     context.translate(i * (wide + 20), 0);
     context.fillStyle = "#111";
-    context.font = `600 ${text}px system-ui, sans-serif`;
-    context.fillText(state.models[pane.model] + (verdict ? `: ${verdict}` : ""), 6, 1.2 * text, wide - 12);
-    context.font = `${0.8 * text}px system-ui, sans-serif`;
+    write(state.models[pane.model] + said, 1, 1.2 * text, 600);
     const head = state.head < 0 ? "all heads" : `head ${state.head + 1}`;
-    if (layer) context.fillText(`${layer.label}, ${layer.kind}, ${head}; ${$("scale-text").textContent}`, 6, 2.3 * text, wide - 12);
+    write((layer ? `${layer.label}, ${layer.kind}, ${head}` : "") + (moves ? `; ${$("scale-text").textContent}` : ""), 0.8, 2.3 * text);
+    context.fillStyle = "#444";
+    write(pane.view.verdict, 0.7, heights[i] + 3.9 * text);
+    if ($("attention").checked) write(describe(pane), 0.7, heights[i] + (pane.view.verdict ? 5.1 : 3.9) * text);
     context.translate(0, 2.8 * text);
     context.beginPath();
     context.rect(0, 0, wide, heights[i]);
     context.clip();
     paint(context, pane, wide);
     context.restore();
-    context.fillStyle = "#444";
-    context.font = `${0.62 * text}px system-ui, sans-serif`;
-    context.fillText(describe(pane), i * (wide + 20) + 6, heights[i] + 3.9 * text, wide - 12);
   });
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     const name = (state.images.find((image) => image.id === state.image)?.name || "image").replace(/\.[^.]*$/, "");
-    link.download = `${name}_${state.layer.replaceAll(".", "-") || "model"}.png`;
+    link.download = `${name}_${state.layer.replace(/[^\w-]+/g, "-") || "model"}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }, "image/png");
