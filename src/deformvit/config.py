@@ -21,9 +21,14 @@ class ModelConfig:
     """The network."""
 
     name: str = "dat_tiny"
-    """Any model registered with timm, e.g. dat_tiny, dat_nano or swin_tiny_patch4_window7_224."""
+    """Any model registered with timm, e.g. dat_tiny, dat_nano or swin_tiny_patch4_window7_224; empty for the model that
+    the checkpoint says it is of."""
     checkpoint: str = ""
-    """Weights to start from: a file, or a name with packaged weights such as dat_nano.cifar10."""
+    """Weights to start from: a model file, the folder of a run, a released .pth, or packaged weights by name, such as
+    dat_nano.cifar10; empty or `none` to train from scratch."""
+    head: Literal["auto", "keep", "new"] = "auto"
+    """The classifier of the checkpoint: `auto` keeps that of classes it knows by name, `keep` keeps it as it is, `new`
+    starts with a new one. One of another number of classes is always new."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block."""
     args: dict[str, str] = field(default_factory=dict)
@@ -101,7 +106,7 @@ class OptimConfig:
     """AdamW with linear warm-up and decay, stepped every iteration; the defaults are the paper's on ImageNet."""
 
     lr: float = 1e-3
-    """Peak learning rate at a batch of lr_batch images."""
+    """Peak learning rate at a batch of lr_batch images; 0 chooses, for a classifier, one for fine-tuning or scratch."""
     lr_batch: int = 1024
     """The rate is scaled by batch_size / lr_batch; 0 leaves it as it is."""
     schedule: Literal["cosine", "steps", "poly"] = "cosine"
@@ -133,7 +138,7 @@ class RunConfig:
     """Length, output folder and machine of the run."""
 
     epochs: int = 300
-    """Passes over the training images."""
+    """Passes over the training images; 0 chooses, for a classifier, from the number of images."""
     steps: int = 0
     """Optimiser steps of the whole run, instead of epochs; the last epoch ends early."""
     output: Path = Path("runs/default")
@@ -226,14 +231,15 @@ class ClassificationConfig(BaseConfig):
         super().__post_init__()
         if not 0 <= self.data.crop_pct <= 1:
             raise UserError(f"data.crop_pct must be from 0 to 1, got {self.data.crop_pct}")
-        if self.data.img_size < 0:
-            raise UserError(f"data.img_size must not be negative, got {self.data.img_size}")
+        chosen = {"data.img_size": self.data.img_size, "run.epochs": self.run.epochs, "optim.lr": self.optim.lr}
+        for name, value in chosen.items():  # where 0 leaves them open
+            if value < 0:
+                raise UserError(f"{name} must not be negative, got {value}")
 
     def _positive(self) -> dict[str, float]:
-        data = self.data
-        return super()._positive() | {
-            "data.eval_batch_size": data.eval_batch_size,
-        }  # fmt: skip
+        values = super()._positive() | {"data.eval_batch_size": self.data.eval_batch_size}
+        del values["run.epochs"], values["optim.lr"]
+        return values
 
 
 @dataclass

@@ -30,7 +30,7 @@ from deformvit.models.descriptions import (
     Task,
 )
 from deformvit.models.files import PYTORCH_SUFFIXES
-from deformvit.models.released.files import load_checkpoint
+from deformvit.models.released.files import load_checkpoint, yaml_beside
 from deformvit.results import ClassificationResult, DetectionResult, Result, SegmentationResult
 from deformvit.systems import Detector, Segmenter
 
@@ -304,7 +304,7 @@ def load(
 
 def _load_released(path: Path) -> tuple[nn.Module, ClassifierDescription]:
     """A released checkpoint, whose YAML file says what it is."""
-    config = next((found for found in map(path.with_suffix, (".yaml", ".yml")) if found.is_file()), None)
+    config = yaml_beside(path)
     if config is None:
         raise UserError(
             f"{path}: a PyTorch checkpoint does not say which model it is of; put its released YAML beside it as "

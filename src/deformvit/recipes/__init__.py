@@ -51,6 +51,7 @@ def dat_base_384_finetune() -> ClassificationConfig:
     config = imagenet("dat_base_384", 0.5, warmup=0.0, clip=1.0, lr=4e-6)
     config.data.img_size = 384
     config.data.crop_pct = 1.0
+    config.model.head = "keep"  # the same classes, whatever they are called
     config.optim.weight_decay = 1e-8
     config.run.epochs = 30
     return config
@@ -112,15 +113,15 @@ def dat_nano_cifar10() -> ClassificationConfig:
 
 
 def folder() -> ClassificationConfig:
-    """Fine-tuning DAT-T on your own folder of images, at 224 pixels; set data.root and model.checkpoint."""
-    config = imagenet("dat_tiny", 0.1, warmup=2.0)
-    config.data.batch_size = 64
-    config.data.workers = 2
-    config.data.resize = "shorter"
-    config.run.epochs = 30
-    config.run.output = Path("runs/folder")
-    config.run.amp = "none"
-    return config
+    """Fine-tuning on your own folder of images; set data.root, and model.checkpoint to weights better than the packaged
+    ones. Epochs follow the number of images."""
+    return ClassificationConfig(
+        model=ModelConfig(name="", checkpoint="dat_nano.cifar10"),
+        data=DataConfig(root="images", batch_size=32, workers=2),
+        augment=AugmentConfig(crop="padded", color_jitter=0.0, auto_augment="", mixup=0.0, cutmix=0.0),
+        optim=OptimConfig(lr=0.0, lr_batch=0, warmup_epochs=1.0, clip_grad=1.0, layer_decay=0.75, min_lr=1e-6),
+        run=RunConfig(epochs=0, output=Path("runs/folder")),
+    )
 
 
 _RECIPES: tuple[Callable[[], BaseConfig], ...] = (

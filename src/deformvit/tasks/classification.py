@@ -27,6 +27,7 @@ from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
 from deformvit.storage import write_atomically
+from deformvit.tasks import fine_tuning
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -57,8 +58,12 @@ class Classification:
     main_metric = "top1"
 
     def __init__(self, config: ClassificationConfig, train_set: Any = None, val_set: Any = None) -> None:
-        fill_in(config)
+        described = fill_in(config)
         self.config = config
+        self.known: list[str] = described.classes if described else []
+        """Classes of the weights that the run starts from, where they have names."""
+        self.head = "new"
+        """What the classifier is at the start: kept from the weights, or new and why. Set when the model is built."""
         data = config.data
         evaluated = eval_transform(data.img_size, data.crop_pct, data.resize, data.mean, data.std)
         augmented = train_transform(data, config.augment)
@@ -72,6 +77,7 @@ class Classification:
         self.classes: list[str] = self.train_set.classes
         self.evaluated: tuple[dict[str, float], Confusion] | None = None
         """Metrics and confusion matrix of the last evaluation."""
+        fine_tuning.fill_in_length(config, len(self.train_set))
         self.validation = EvalLoader(
             self.val_set, default_collate, data.eval_batch_size, data.workers, data.max_unreadable
         )
@@ -95,6 +101,11 @@ class Classification:
         """Arguments of the model besides the number of classes."""
         model = self.config.model
         args = parse_args(model.args)
+        if args.get("in_chans", 3) != 3:
+            raise UserError(
+                f"model.args in_chans must be 3, got {args['in_chans']}: images are read as RGB, grey ones with three "
+                f"equal channels"
+            )
         if self.config.data.img_size and is_ours(model.name):
             args.setdefault("img_size", self.config.data.img_size)  # position tables for the size that is trained
         return args
@@ -113,16 +124,18 @@ class Classification:
         return model
 
     def _load(self, model: nn.Module, path: Path) -> None:
-        classifier = model.get_classifier()  # type: ignore[operator]
-        prefix = next(name for name, module in model.named_modules() if module is classifier)
-        own = {name: value for name, value in model.state_dict().items() if name.startswith(f"{prefix}.")}
         try:
             tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
-            if any(name in tensors and tensors[name].shape != value.shape for name, value in own.items()):
-                tensors |= own  # of other classes
+            tensors, self.head = fine_tuning.classifier_weights(
+                model, tensors, self.classes, self.known, self.config.model.head
+            )
             released_weights.load_released(model, tensors)
         except released_weights.ConversionError as error:
-            raise UserError(f"{path}: {error}") from error
+            name = self.config.model.name
+            raise UserError(
+                f"{self.config.model.checkpoint}: these weights cannot start a {name} ({error}); give "
+                f"--model.checkpoint of such a model, or none to train from scratch"
+            ) from error
 
     def body(self, model: nn.Module) -> nn.Module:
         """The whole model."""

@@ -5,30 +5,31 @@ from __future__ import annotations
 import timm
 
 from deformvit.config import IMAGENET_MEAN, IMAGENET_STD, BaseConfig, ClassificationConfig
-from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, Description
+from deformvit.tasks import fine_tuning
 
 
-def fill_in(config: BaseConfig) -> None:
-    """Set mean, std and, of a classifier, size and crop of a run where they are left open.
+def fill_in(config: BaseConfig) -> Description | None:
+    """Set mean, std and, of a classifier, model, size and crop of a run where they are left open.
 
     They are those of ``model.checkpoint`` if it describes itself, else the model's usual size and crop with ImageNet's
     mean and std.
+
+    Returns:
+        What the checkpoint says of itself.
     """
-    data, described = config.data, _description(config.model.checkpoint)
+    if config.model.checkpoint == "none":
+        config.model.checkpoint = ""
+    data, described = config.data, fine_tuning.described(config.model.checkpoint)
     data.mean = data.mean or (described.mean if described else IMAGENET_MEAN)
     data.std = data.std or (described.std if described else IMAGENET_STD)
     if not isinstance(config, ClassificationConfig):
-        return
-    described = described if isinstance(described, ClassifierDescription) else None
+        return described
+    fine_tuning.fill_in_model(config, described)
+    classifier = described if isinstance(described, ClassifierDescription) else None
     usual = timm.get_pretrained_cfg(config.model.name) if timm.is_model(config.model.name) else None
-    size = config.data.img_size or (described.img_size if described else usual.input_size[-1] if usual else 224)
-    crop = described.crop_pct if described else usual.crop_pct if usual else 0.875
+    size = config.data.img_size or (classifier.img_size if classifier else usual.input_size[-1] if usual else 224)
+    crop = classifier.crop_pct if classifier else usual.crop_pct if usual else 0.875
     config.data.img_size, config.data.crop_pct = size, config.data.crop_pct or crop
-    config.data.resize = config.data.resize or (described.resize if described else "shorter")
-
-
-def _description(checkpoint: str) -> Description | None:
-    if not checkpoint or (path := files.resolve(checkpoint)).suffix != ".safetensors":
-        return None
-    return files.open_model_file(path).description
+    config.data.resize = config.data.resize or (classifier.resize if classifier else "shorter")
+    return described

@@ -130,6 +130,21 @@ def load_checkpoint(
     return network, description
 
 
+def yaml_beside(path: Path) -> Path | None:
+    """The released YAML file of a checkpoint, where it lies beside it: the same name, ending in .yaml or .yml."""
+    return next((found for found in map(path.with_suffix, (".yaml", ".yml")) if found.is_file()), None)
+
+
+def describe(path: Path) -> ClassifierDescription | None:
+    """What the YAML file beside a checkpoint says of it; None without such a file.
+
+    Raises:
+        ConversionError: an unreadable file of the two.
+    """
+    config = yaml_beside(path)
+    return _from_yaml(config, read_checkpoint(path)) if config else None
+
+
 def convert_file(
     source: Path,
     target: Path,
