@@ -4,8 +4,8 @@ python benchmarks/fine_tuning.py DATA [--seeds 5] [--sets cifar50 three tin100] 
 
 DATA holds cifar10/{train,test}.parquet and tin50/{train,val}.parquet. Photos of three sets are written as folders:
 
-- cifar50: the 10 classes of CIFAR-10 x 50 photos of its training images, 100 of each class of its test images; both ways
-  keep the packaged classifier, timm because there are as many classes, ours because they have the same names;
+- cifar50: the 10 classes of CIFAR-10 x 50 photos of its training images, 100 of each class of its test images; both
+  ways keep the packaged classifier, timm because there are as many classes, ours because they have the same names;
 - three: cats, dogs and horses x 100, 200 of each of the test images, in folders with numbers: the classifier is new;
 - tin100: 50 classes of Tiny ImageNet x 100 photos of 64 x 64, 50 of each to validate.
 

@@ -81,7 +81,8 @@ class AugmentConfig:
     """Training augmentation, timm's parts; the defaults are the paper's."""
 
     crop: Literal["resized", "padded", "none"] = "resized"
-    """RandomResizedCrop; a random crop of the image padded by an eighth of its side (small images); the whole image."""
+    """RandomResizedCrop; a random crop of the image, resized as data.resize says and padded by an eighth of its side;
+    the whole image, distorted into a square."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area range of the resized crop."""
     hflip: float = 0.5

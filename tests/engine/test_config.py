@@ -13,7 +13,7 @@ from deformvit import UserError, recipes
     ("recipe", "section", "values", "message"),
     [
         ("demo", "data", {"batch_size": 0}, "data.batch_size must be positive, got 0"),
-        ("demo", "run", {"epochs": -1}, "run.epochs must be positive, got -1"),
+        ("demo", "run", {"epochs": -1}, "run.epochs must not be negative, got -1"),
         ("demo", "data", {"crop_pct": 1.5}, "data.crop_pct must be from 0 to 1, got 1.5"),
         ("demo", "data", {"max_unreadable": -1}, "data.max_unreadable must not be negative, got -1"),
         ("demo", "run", {"ema": 1.0}, "run.ema must be at least 0 and below 1, got 1.0"),

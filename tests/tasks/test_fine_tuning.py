@@ -7,6 +7,7 @@ import json
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 import deformvit
@@ -14,6 +15,7 @@ from deformvit import recipes
 from deformvit.config import ClassificationConfig, OptimConfig, RunConfig
 from deformvit.errors import UserError
 from deformvit.models.descriptions import ClassifierDescription
+from deformvit.models.released.files import load_checkpoint
 from deformvit.tasks import fine_tuning
 from deformvit.tasks.classification import Classification
 from deformvit_command import main
@@ -80,6 +82,20 @@ def test_weights_of_a_file_without_a_description_need_a_name(tmp_path):
     ):
         Classification(folder(root, checkpoint=str(tmp_path / "weights.pth")))
     Classification(folder(root, checkpoint=str(tmp_path / "weights.pth"), name="dat_nano")).build_model()
+
+
+def test_a_released_file_with_its_yaml_beside_it_needs_no_name(tmp_path, golden):
+    root = photos(tmp_path / "photos", ["a", "b"])
+    case = golden("dat_tiny")
+    torch.save({"model": {k: v.float() for k, v in case.state_dict().items()}}, tmp_path / "dat_tiny.pth")
+    (tmp_path / "dat_tiny.yaml").write_text(yaml.safe_dump({"MODEL": {"DAT": case.config}}))
+    config = folder(root, checkpoint=str(tmp_path / "dat_tiny.pth"))
+    task = Classification(config)
+    assert (config.model.name, config.data.img_size, config.data.resize) == ("dat_tiny", 224, "square")
+    converted, _ = load_checkpoint(tmp_path / "dat_tiny.pth", config=tmp_path / "dat_tiny.yaml")
+    ours, theirs = task.build_model().state_dict(), converted.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == ["head.fc.weight", "head.fc.bias"]
+    assert task.head == "new, as the weights are of other classes"
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], ["dog", "airplane", "truck"]])

@@ -29,7 +29,10 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable[..., A
     )
     if augment.crop != "resized":
         side = data.img_size
-        steps: list[Any] = [transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC)]
+        whole = augment.crop == "none" or data.resize == "square"
+        steps: list[Any] = [transforms.Resize((side, side) if whole else side, transforms.InterpolationMode.BICUBIC)]
+        if not whole:
+            steps.insert(0, _middle)
         if augment.crop == "padded":
             steps.append(transforms.RandomCrop(side, padding=max(side // 8, 1), padding_mode="reflect"))
         transform.transforms[0] = transforms.Compose(steps)
