@@ -107,7 +107,7 @@ class OptimConfig:
     """AdamW with linear warm-up and decay, stepped every iteration; the defaults are the paper's on ImageNet."""
 
     lr: float = 1e-3
-    """Peak learning rate at a batch of lr_batch images; 0 chooses, for a classifier, one for fine-tuning or scratch."""
+    """Peak learning rate at a batch of lr_batch images."""
     lr_batch: int = 1024
     """The rate is scaled by batch_size / lr_batch; 0 leaves it as it is."""
     schedule: Literal["cosine", "steps", "poly"] = "cosine"
@@ -232,14 +232,13 @@ class ClassificationConfig(BaseConfig):
         super().__post_init__()
         if not 0 <= self.data.crop_pct <= 1:
             raise UserError(f"data.crop_pct must be from 0 to 1, got {self.data.crop_pct}")
-        chosen = {"data.img_size": self.data.img_size, "run.epochs": self.run.epochs, "optim.lr": self.optim.lr}
-        for name, value in chosen.items():  # where 0 leaves them open
+        for name, value in {"data.img_size": self.data.img_size, "run.epochs": self.run.epochs}.items():  # 0: open
             if value < 0:
                 raise UserError(f"{name} must not be negative, got {value}")
 
     def _positive(self) -> dict[str, float]:
         values = super()._positive() | {"data.eval_batch_size": self.data.eval_batch_size}
-        del values["run.epochs"], values["optim.lr"]
+        del values["run.epochs"]
         return values
 
 

@@ -119,7 +119,7 @@ def folder() -> ClassificationConfig:
         model=ModelConfig(name="", checkpoint="dat_nano.cifar10"),
         data=DataConfig(root="images", batch_size=32, workers=2),
         augment=AugmentConfig(crop="padded", color_jitter=0.0, auto_augment="", mixup=0.0, cutmix=0.0),
-        optim=OptimConfig(lr=0.0, lr_batch=0, warmup_epochs=1.0, clip_grad=1.0, layer_decay=0.75, min_lr=1e-6),
+        optim=OptimConfig(lr=1e-3, lr_batch=0, warmup_epochs=1.0, clip_grad=1.0, layer_decay=0.75, min_lr=1e-6),
         run=RunConfig(epochs=0, output=Path("runs/folder")),
     )
 

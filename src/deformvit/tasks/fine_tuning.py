@@ -15,12 +15,10 @@ from deformvit.models.descriptions import ClassifierDescription, Description
 from deformvit.models.files import PYTORCH_SUFFIXES
 from deformvit.models.released import files as released_files
 
-FINE_TUNED_IMAGES, SHORTEST, LONGEST = 30_000, 5, 30
+FINE_TUNED_IMAGES, SHORTEST, LONGEST = 60_000, 5, 30
 """Fine-tuning sees about so many images in all, in at least and at most so many epochs (docs/results.md)."""
 FROM_SCRATCH = 5
 """Training from scratch takes this times as many epochs."""
-FINE_TUNING_RATE, SCRATCH_RATE = 3e-4, 1e-3
-"""Peak learning rates that are chosen."""
 
 
 def described(checkpoint: str) -> Description | None:
@@ -54,24 +52,23 @@ def fill_in_model(config: ClassificationConfig, description: Description | None)
 
 
 def fill_in_length(config: ClassificationConfig, images: int) -> None:
-    """Set epochs and learning rate where they are 0, that is left open.
+    """Set the number of epochs where it is 0, that is left open.
 
     Few images are seen often, many seldom: fine-tuning has learnt what it can after about as many images in all. A
-    batch that would hold more than all of them is made smaller.
+    batch that would hold more than all of them is made smaller. From scratch, all layers learn at one rate.
 
     Args:
         config: of the run; changed in place.
         images: number of training images.
     """
-    scratch = not config.model.checkpoint
-    if config.optim.lr == 0:
-        config.optim.lr = SCRATCH_RATE if scratch else FINE_TUNING_RATE
-        config.optim.layer_decay = 0.0 if scratch else config.optim.layer_decay
-    if config.run.epochs == 0:
-        share = distributed.size() * config.run.accumulate
-        config.data.batch_size = max(min(config.data.batch_size, images // share * share), share)
-        epochs = min(max(math.ceil(FINE_TUNED_IMAGES / max(images, 1)), SHORTEST), LONGEST)
-        config.run.epochs = epochs * (FROM_SCRATCH if scratch else 1)
+    if config.run.epochs > 0:
+        return
+    share = distributed.size() * config.run.accumulate
+    config.data.batch_size = max(min(config.data.batch_size, images // share * share), share)
+    config.run.epochs = min(max(math.ceil(FINE_TUNED_IMAGES / max(images, 1)), SHORTEST), LONGEST)
+    if not config.model.checkpoint:
+        config.run.epochs *= FROM_SCRATCH
+        config.optim.layer_decay = 0.0
 
 
 def classifier_rows(classes: Sequence[str], known: Sequence[str]) -> list[int] | None:
