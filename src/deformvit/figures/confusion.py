@@ -48,9 +48,9 @@ def confusion(
 def _named(counts: np.ndarray, names: list[str]) -> Figure:
     size = len(names)
     cell, font = (0.6, 9.0) if size <= 12 else (0.28, 7.5)
-    margin = 0.008 * font * max(map(len, names)) + 0.7  # of the names, in inches
-    side = max(cell * size, 2.0) + margin
-    figure = Figure(figsize=(side + 0.9, side + 0.4), layout="constrained")
+    side, longest = max(cell * size, 2.4), 0.0085 * font * max(map(len, names))  # inches
+    height = longest * (0.71 if size <= 12 else 1.0)  # of names that are turned
+    figure = Figure(figsize=(side + longest + 1.3, side + height + 0.9), layout="constrained")
     axis = figure.subplots()
     colours = _colours(counts, faintest=0.0)
     _show(axis, colours)
@@ -82,7 +82,7 @@ def _map(counts: np.ndarray, names: list[str]) -> Figure:
     size = len(names)
     figure = Figure(figsize=(13, 9.4), layout="constrained")
     axis, beside = figure.subplots(1, 2, width_ratios=(3, 1))
-    _show(axis, _colours(counts, faintest=0.3))  # a cell is a pixel or two
+    _show(axis, _colours(counts, faintest=min(size / 3000, 0.4)))  # the smaller a cell, the fainter it looks
     step = -(-size // 60)
     shown = range(0, size, step)
     axis.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=6, parse_math=False)
@@ -108,7 +108,7 @@ def _list(axis: Axes, top: float, heading: str, lines: list[str]) -> None:
 
 
 def _show(axis: Axes, colours: np.ndarray) -> None:
-    axis.imshow(colours, interpolation="nearest")
+    axis.imshow(colours, interpolation="nearest", aspect="auto")  # nearly square; the layout is exact only so
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
 
