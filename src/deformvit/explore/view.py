@@ -108,6 +108,7 @@ def described(layer: LayerRecord, hw: tuple[int, int]) -> Json:
         "map": [height, width],
         "first": _rounded(layer.index_pixels(torch.zeros(2), hw)),
         "step": _rounded(layer.index_pixels(torch.ones(2), hw) - layer.index_pixels(torch.zeros(2), hw)),
+        "shift": shift(layer),
         "reference": None,
         "deformed": None,
     }
@@ -115,6 +116,11 @@ def described(layer: LayerRecord, hw: tuple[int, int]) -> Json:
         told["reference"] = _rounded(layer.pixels(layer.reference, hw).flatten(0, 1))
         told["deformed"] = _points(layer, layer.deformed[0], hw)
     return told
+
+
+def shift(layer: LayerRecord) -> float:
+    """Image pixels by which the map's cells are centred up and left of what they stand for, as embeddings overlap."""
+    return round(layer.stride / 2 - layer.origin, 2) if layer.stride else 0.0
 
 
 def _points(layer: LayerRecord, positions: Tensor, hw: tuple[int, int]) -> list[list[list[float]]]:

@@ -32,7 +32,7 @@ function groupsShown(pane) {
   return layer.deformed.map((_, group) => group);
 }
 
-function swatches(pane) {  // which colour is which group, and what hollow points are
+function swatches(pane) {  // which colour is which group, where the grid lies, and what hollow points are
   const layer = layerOf(pane), list = [];
   const entry = (text, colour) => {
     const item = document.createElement("span"), swatch = document.createElement("i");
@@ -42,6 +42,7 @@ function swatches(pane) {  // which colour is which group, and what hollow point
   };
   groupsShown(pane).forEach((group) => entry(`group ${group + 1}`, COLOURS[group % COLOURS.length]));
   const far = groupsShown(pane).flatMap((group) => layer.deformed[group]).filter((point) => beyond(point, pane.view)).length;
+  if (list.length && layer.shift) entry(`grid ${layer.shift} pixels up and left: embeddings overlap`, "#fff");
   if (far) {
     entry(`${far} ${far === 1 ? "point lies" : "points lie"} farther out`, "none");
     list.at(-1).firstChild.className = "hollow";
