@@ -133,6 +133,17 @@ def test_click_a_query_and_see_its_keys(page, address):
     assert drawn_colours(page, [star]) == [[255, 255, 255]]
 
 
+def test_what_is_drawn_is_told(page, address):
+    ready(page, address)
+    first, second = page.locator(".groups").all_inner_texts()
+    assert "group 1" in first
+    assert "group 2" in first
+    assert "up and left" not in first  # its patches do not overlap
+    assert "grid 3.5 pixels up and left" in second  # strides of 8 over overlapping kernels
+    assert "of its 392 keys" in page.locator(".answer").first.inner_text()
+    assert "The 60 strongest are drawn." in page.locator(".answer").first.inner_text()
+
+
 def test_its_own_policy_lets_the_page_work(browser, address):
     page = browser.new_page()
     complaints = []
