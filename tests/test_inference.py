@@ -15,6 +15,7 @@ import deformvit
 from deformvit import ClassifierDescription, UserError, load, save_for_hub, save_model
 from deformvit.config import ClassificationConfig, DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
 from deformvit.data.classification import SAMPLES
+from deformvit.metrics.detection import from_torchvision
 from deformvit.systems import build_detector, build_segmenter, describe_detector, describe_segmenter
 from deformvit.tasks import classification
 from deformvit.tasks.preprocessing import fill_in
@@ -265,6 +266,12 @@ def test_detections(detector, photo):
     fewer = predictor(photo, threshold=middle)
     assert len(fewer.boxes) == int((result.scores >= middle).sum()) < len(result.boxes)
     assert torch.equal(fewer.boxes, result.above(middle).boxes)
+    others = result.to_torchvision()
+    assert torch.equal(others["labels"], result.labels + 1)  # 0 is the background
+    assert others["masks"].shape == (len(result.scores), 1, 118, 173)
+    assert others["masks"].dtype == torch.float32
+    assert torch.equal(others["masks"][:, 0] >= 0.5, result.masks)
+    assert torch.equal(from_torchvision(others)["labels"], result.labels)
     told = json.loads(json.dumps(result.to_dict()))
     assert (told["height"], told["width"]) == (118, 173)
     assert told["objects"][0]["name"] == result.names[0]

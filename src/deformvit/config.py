@@ -251,12 +251,14 @@ class DetectionDataConfig(LoaderConfig):
     train2017/ and so on."""
     batch_size: int = 16
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
-    min_size: tuple[int, ...] = (800,)
-    """Training resizes the shorter side to one of these, drawn for each image."""
-    max_size: int = 1333
-    """The longer side is never resized to more."""
-    eval_size: int = 800
-    """Shorter side in evaluation."""
+    min_size: tuple[int, ...] = ()
+    """Training resizes the shorter side to one of these, drawn for each image; by default 0.8, 1 and 1.2 times
+    eval_size."""
+    max_size: int = 0
+    """The longer side is never resized to more; by default twice the shorter side, at most 1333."""
+    eval_size: int = 0
+    """Shorter side in evaluation; by default as the training images are, enlarged up to twice where objects are small,
+    at most 800."""
     crop: Literal["none", "branch", "square"] = "none"
     """`branch`: for half of the images (DETR's, the 3x schedules) resize, crop, resize again; `square`: crop crop_size
     from the resized image."""
@@ -280,12 +282,13 @@ class SegmentationDataConfig(LoaderConfig):
     names of the classes in classes.json, a list, or classes.txt, one on each line; without them they have numbers."""
     batch_size: int = 16
     """Images of an optimiser step, shared by all processes and their accumulated batches."""
-    scale: tuple[int, int] = (512, 2048)
-    """Images are resized so that their shorter and longer sides fit into these."""
+    scale: tuple[int, int] = (0, 0)
+    """Images are resized so that their shorter and longer sides fit into these; by default as the training images are,
+    at least 128 and at most crop_size, or 512, for the shorter side."""
     ratio_range: tuple[float, float] = (0.5, 2.0)
     """Training draws a factor of the scale from this range."""
-    crop_size: int = 512
-    """Side of the random square crop in training."""
+    crop_size: int = 0
+    """Side of the random square crop in training; by default the shorter side of scale."""
     cat_max_ratio: float = 0.75
     """A crop with more than this part of one class is drawn again, up to ten times."""
     hflip: float = 0.5
@@ -347,14 +350,23 @@ class DetectionConfig(BaseConfig):
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     head: DetectorConfig = field(default_factory=DetectorConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data, run = self.data, self.run
+        open_values = {"data.max_size": data.max_size, "data.eval_size": data.eval_size, "run.epochs": run.epochs}
+        for name, value in open_values.items():
+            if value < 0:
+                raise UserError(f"{name} must not be negative, got {value}")
+
     def _positive(self) -> dict[str, float]:
         data, head = self.data, self.head
-        return super()._positive() | {
-            "data.max_size": data.max_size, "data.eval_size": data.eval_size,
-            "data.min_size": min(data.min_size, default=0), "head.channels": head.channels, "head.rois": head.rois,
+        values = super()._positive() | {
+            "data.min_size": min(data.min_size, default=1), "head.channels": head.channels, "head.rois": head.rois,
             "head.detections": head.detections, "head.proposals": head.proposals, "head.rpn_rois": head.rpn_rois,
             **({"data.crop_size": data.crop_size} if data.crop == "square" else {}),
         }  # fmt: skip
+        del values["run.epochs"]  # 0 leaves it open
+        return values
 
 
 @dataclass
@@ -384,9 +396,16 @@ class SegmentationConfig(BaseConfig):
             raise UserError(f"data.eval_scales must be positive, got {self.data.eval_scales}")
         if not 0 < self.data.cat_max_ratio <= 1:
             raise UserError(f"data.cat_max_ratio must be above 0 and at most 1, got {self.data.cat_max_ratio}")
+        if min(self.data.scale) < 0 or (0 in self.data.scale and any(self.data.scale)):
+            raise UserError(f"data.scale must be two positive lengths, or 0 0 to choose, got {self.data.scale}")
+        for name, value in {"data.crop_size": self.data.crop_size, "run.epochs": self.run.epochs}.items():
+            if value < 0:
+                raise UserError(f"{name} must not be negative, got {value}")
 
     def _positive(self) -> dict[str, float]:
-        return super()._positive() | {"data.crop_size": self.data.crop_size, "data.scale": min(self.data.scale)}
+        values = super()._positive()
+        del values["run.epochs"]  # 0 leaves it open
+        return values
 
 
 def as_dict(config: BaseConfig) -> dict[str, Any]:

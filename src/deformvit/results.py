@@ -150,9 +150,15 @@ class DetectionResult(Result):
         return f"{len(self.labels)} {'object' if len(self.labels) == 1 else 'objects'}"
 
     def prediction(self) -> dict[str, Tensor]:
-        """The tensors by name, as torchvision's detectors and :mod:`deformvit.metrics.detection` have them."""
+        """The tensors by name, as :mod:`deformvit.metrics.detection` takes them."""
         tensors = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
         return tensors if self.masks is None else tensors | {"masks": self.masks}
+
+    def to_torchvision(self) -> dict[str, Tensor]:
+        """The tensors in torchvision's convention: ``labels`` from 1, as 0 is the background, and ``masks`` float32
+        (N, 1, H, W) of 0 and 1. Boxes and scores are the same in both."""
+        tensors = self.prediction() | {"labels": self.labels + 1}
+        return tensors if self.masks is None else tensors | {"masks": self.masks[:, None].float()}
 
     def _draw(self, names: bool) -> Image.Image:
         return drawing.detections(_tensor(self.image), self.prediction(), self.classes, threshold=0.0, names=names)
@@ -200,7 +206,7 @@ class SegmentationResult(Result):
         return drawing.labels(_tensor(self.image), self.label_map, self.classes)
 
     def overlay(self) -> Image.Image:
-        return self.draw().crop((0, 0, self.hw[1], self.hw[0]))
+        return drawing.labels(_tensor(self.image), self.label_map, self.classes, names=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -439,3 +439,33 @@ def test_real_sets(shared_data):
                 assert box == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     with pytest.raises(DataError, match="has a box but no segmentation"):
         open_coco(str(shared_data / "bccd"), "val")
+
+
+def test_what_is_probably_not_meant_is_counted(tmp_path):
+    root = write(tmp_path, [])
+    assert open_coco(root, "train", masks=False).warnings == [
+        "train.json: none of its 1 images has an object; nothing can be learnt from it"
+    ]
+
+
+def test_images_without_objects_and_unused_classes_are_counted(shapes_with_gaps):
+    assert open_coco(str(shapes_with_gaps), "train", masks=False).warnings == [
+        "train.json: 2 of 3 images have no object and are background only (1.png)",
+        "train.json: 1 of 2 classes occur in no annotation: green",
+    ]
+
+
+@pytest.fixture
+def shapes_with_gaps(tmp_path):
+    """Three images, the first with an object of the first of two classes."""
+    (tmp_path / "train").mkdir()
+    images = [{"id": i, "file_name": f"{i}.png", "width": 9, "height": 9} for i in range(3)]
+    for i in range(3):
+        Image.new("RGB", (9, 9)).save(tmp_path / "train" / f"{i}.png")
+    content = {
+        "images": images,
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 4, 4]}],
+        "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return tmp_path

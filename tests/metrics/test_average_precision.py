@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from deformvit import UserError
 from deformvit.data import DataError
 from deformvit.data.detection import open_coco
-from deformvit.metrics.detection import CocoMetrics, coco_results
+from deformvit.metrics.detection import CocoMetrics, coco_results, from_torchvision
 
 mask_api = pytest.importorskip("faster_coco_eval.core.mask")
 
@@ -355,3 +356,17 @@ def test_ground_truth_of_real_sets_is_perfect(shared_data):
         values = metrics.compute()
         assert values["box_AP"] == values["box_AP75"] == values["box_APs"] == 100
         assert not masks or values["mask_AP"] == 100
+
+
+def test_predictions_in_torchvisions_convention():
+    masks = torch.zeros(2, 1, 4, 5)
+    masks[0, 0, 1:3, 2] = 0.7
+    found = {"boxes": torch.zeros(2, 4), "labels": torch.tensor([1, 3]), "scores": torch.ones(2), "masks": masks}
+    converted = from_torchvision(found)
+    assert converted["labels"].tolist() == [0, 2]
+    assert converted["masks"].dtype == torch.bool
+    assert converted["masks"].shape == (2, 4, 5)
+    assert converted["masks"].sum(dim=(1, 2)).tolist() == [2, 0]
+    assert "masks" not in from_torchvision({"labels": torch.tensor([1])})
+    with pytest.raises(UserError, match="count from 1, got 0"):
+        from_torchvision({"labels": torch.tensor([0])})

@@ -99,7 +99,7 @@ def test_an_impossible_field_is_named(change, message):
         ({"head": {"system": "retinanet", "rank": 1}, "stages": [1]}, "unknown field system.head.rank"),
         ({"head": {"system": "retinanet", "channels": 10**9}, "stages": [1]}, "head.channels: at most"),
         ({"head": {"system": "retinanet"}}, "stages is missing"),
-        ({"head": {"system": "retinanet"}, "stages": [1], "inputs": {"eval_size": 0}}, "eval_size: expected 1 to 8192"),
+        ({"head": {"system": "retinanet"}, "stages": [1], "inputs": {"eval_size": -1}}, "eval_size: expected 0 to"),
         ({"head": {"system": "upernet"}, "stages": [1], "inputs": {"scale": [512]}}, "scale: expected tuple"),
         ({"head": {"system": "upernet"}, "stages": [1], "inputs": {"max_size": 9}}, "unknown field max_size"),
     ],

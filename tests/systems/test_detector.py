@@ -263,6 +263,13 @@ def test_wrong_inputs_are_refused(make_detector, sample):
         make_detector("mask_rcnn", classes=0)
 
 
+def test_labels_that_count_from_1_are_refused(make_detector, sample):
+    image, target = sample
+    detector = make_detector("retinanet").train()
+    with pytest.raises(UserError, match="labels must be from 0 to 1, got 1 to 2; torchvision's, which count from 1"):
+        detector([image], [target | {"labels": target["labels"] + 1}])
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_boxes_are_exact_in_mixed_precision(make_detector, sample, system):
     """Coordinates in bfloat16 would be multiples of 8 beyond 1024 pixels; features may be, boxes must not."""

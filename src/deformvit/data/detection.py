@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -27,10 +28,12 @@ from deformvit.data.annotations import (
     read_segmentation,
     run_lengths,
 )
-from deformvit.data.images import decode, image_size
+from deformvit.data.images import decode, image_size, spread
 from deformvit.errors import DataError
 
 Target = dict[str, Tensor]
+MEASURED = 256
+"""Of so many images at most, whose size the JSON does not say, the file's header is read to learn the usual size."""
 Transform = Callable[[tv_tensors.Image, Target], tuple[Tensor, Target]]
 
 
@@ -143,6 +146,24 @@ class CocoImages(Dataset[Any]):
             )
         return lines
 
+    @property
+    def warnings(self) -> list[str]:
+        """:attr:`problems`, and what else is probably not meant: a line for each with its count."""
+        name, count = self.ground_truth.name, len(self)
+        empty = [i for i, objects in enumerate(self._objects) if not objects.labels]
+        if len(empty) == count:
+            return [*self.problems, f"{name}: none of its {count} images has an object; nothing can be learnt from it"]
+        lines = self.problems
+        if empty:
+            several = "s have no object and are" if len(empty) > 1 else " has no object and is"
+            lines.append(f"{name}: {len(empty)} of {count} image{several} background only ({self._names[empty[0]]})")
+        used = {label for objects in self._objects for label in set(objects.labels)}
+        unused = [self.classes[label] for label in range(len(self.classes)) if label not in used]
+        if unused:
+            some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+            lines.append(f"{name}: {len(unused)} of {len(self.classes)} classes occur in no annotation: {some}")
+        return lines
+
     def image_path(self, index: int) -> Path:
         """File of an image."""
         return self.folder / self._names[index]
@@ -154,6 +175,22 @@ class CocoImages(Dataset[Any]):
             DataError: the file cannot be read as an image.
         """
         return image_size(self.image_path(index))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths as the JSON says; where it does not, of some images, from the headers of their files."""
+        known = [size for size in self._sizes if size is not None]
+        if known:
+            return known
+        measured = []
+        for index in spread(len(self), MEASURED):
+            with contextlib.suppress(DataError):  # raised again when the image is read
+                measured.append(self.size(index))
+        return measured
+
+    def sides(self) -> list[float]:
+        """Of every object, the square root of the area of its box, in pixels."""
+        boxes = (objects.boxes for objects in self._objects)
+        return [(values[i] * values[i + 1]) ** 0.5 for values in boxes for i in range(2, len(values), 4)]
 
     def _drop(self, kind: str, count: int) -> None:
         if count:

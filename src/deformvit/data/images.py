@@ -58,6 +58,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, evenly spread: which files stand for all of a large data set."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image in pixels, from the file's header; the image is not decoded.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Set
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from deformvit.data.images import IMAGE_SUFFIXES, decode, read_annotation
+from deformvit.data.images import IMAGE_SUFFIXES, decode, image_size, read_annotation, spread
 from deformvit.errors import DataError
 
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
@@ -25,6 +26,8 @@ VALUES = 1 << 16
 """Values of a pixel in an annotation of 16 bits."""
 NO_CLASS = -(1 << 31)
 """Marks values that are not a class in the look-up table of labels; any ignore_label in use is larger."""
+MEASURED = 256
+"""Of so many images at most the size is read to learn what is usual."""
 SCANNED_SILENTLY = 500
 """So many annotations are scanned without a progress bar."""
 
@@ -48,6 +51,8 @@ class SegmentationImages(Dataset[Any]):
     Attributes:
         classes: names of the classes.
         ignore_label: see above.
+        table: (65536,) for each value in the files its class, ``ignore_label`` or NO_CLASS.
+        expected: which values are expected in the files, in words.
 
     Raises:
         DataError: ``ignore_label`` is the number of a class.
@@ -70,12 +75,12 @@ class SegmentationImages(Dataset[Any]):
         self.ignore_label = ignore_label
         first = int(reduce_zero_label)
         # Values in files -> classes: one look-up shifts labels, ignores some, and finds those that are not a class.
-        self._table = np.full(VALUES, NO_CLASS, dtype=np.int64)
-        self._table[:first] = ignore_label
-        self._table[first : first + len(classes)] = np.arange(len(classes))
+        self.table = np.full(VALUES, NO_CLASS, dtype=np.int64)
+        self.table[:first] = ignore_label
+        self.table[first : first + len(classes)] = np.arange(len(classes))
         if 0 <= ignore_label < VALUES:
-            self._table[ignore_label] = ignore_label
-        self._expected = f"0 to {first + len(classes) - 1}, or {ignore_label} for none"
+            self.table[ignore_label] = ignore_label
+        self.expected = f"0 to {first + len(classes) - 1}, or {ignore_label} for none"
         self._dtype = np.uint8 if len(classes) <= 255 and 0 <= ignore_label <= 255 else np.int64
 
     def __len__(self) -> int:
@@ -84,6 +89,14 @@ class SegmentationImages(Dataset[Any]):
     def image_path(self, index: int) -> Path:
         """File of an image."""
         return self.files[index][0]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths of some images, evenly spread over the set, from the headers of their files."""
+        measured = []
+        for index in spread(len(self), MEASURED):
+            with contextlib.suppress(DataError):  # raised again when the image is read
+                measured.append(image_size(self.image_path(index)))
+        return measured
 
     def __getitem__(self, index: int) -> Any:
         path, annotation = self.files[index]
@@ -97,11 +110,11 @@ class SegmentationImages(Dataset[Any]):
 
     def _labels(self, path: Path) -> NDArray[np.generic]:
         raw = read_annotation(path)
-        labels = self._table[raw]
+        labels = self.table[raw]
         outside = labels == NO_CLASS
         if outside.any():
             value = raw[outside].min()
-            raise DataError(f"{path}: label {value}, expected {self._expected} ({len(self.classes)} classes)")
+            raise DataError(f"{path}: label {value}, expected {self.expected} ({len(self.classes)} classes)")
         return labels.astype(self._dtype)
 
 
@@ -242,12 +255,18 @@ def _numbers(root: Path, ignore_label: int, reduce_zero_label: bool) -> list[str
     files = [file for folder in folders if folder.is_dir() for file in _by_stem(folder, {".png"}).values()]
     silent = len(files) <= SCANNED_SILENTLY
     progress: Iterable[Path] = tqdm(files, desc="count classes", unit="file", leave=False, disable=silent)
-    largest = -1
+    largest, ignored = -1, False
     for file in progress:
         labels = read_annotation(file)
         counted = labels[labels != ignore_label]
+        ignored = ignored or counted.size < labels.size
         largest = max(largest, int(counted.max()) if counted.size else -1)
     count = largest + 1 - reduce_zero_label
+    if count == 1 and ignore_label == 255 and ignored:
+        raise DataError(
+            f"{root / 'annotations'}: all labels are 0 or 255, and 255 means no class, which leaves one class; write "
+            f"the second one as 1"
+        )
     if count < 1:
         raise DataError(f"{root / 'annotations'}: no pixel has a class")
     return [str(i) for i in range(count)]

@@ -12,11 +12,27 @@ import torch
 from torch import Tensor
 
 from deformvit.data.annotations import Unusable, read_box, read_coco, read_segmentation, run_lengths
-from deformvit.errors import DataError
+from deformvit.errors import DataError, UserError
 
 Prediction = dict[str, Tensor]
 """``boxes`` (n, 4), x1, y1, x2, y2 in pixels of the original image; ``scores`` (n,); ``labels`` (n,) from 0; optionally
 ``masks`` bool (n, H, W) of the size of the original image. On any device."""
+
+
+def from_torchvision(prediction: Prediction) -> Prediction:
+    """What a detector of torchvision predicts as this package has it: labels from 0, masks bool (n, H, W).
+
+    Args:
+        prediction: ``labels`` (n,) from 1 and optionally ``masks`` (n, 1, H, W) from 0 to 1; the rest stays as it is.
+
+    Raises:
+        UserError: a label below 1.
+    """
+    labels = prediction["labels"]
+    if labels.numel() and int(labels.min()) < 1:
+        raise UserError(f"torchvision's labels count from 1, got {int(labels.min())}")
+    converted = prediction | {"labels": labels - 1}
+    return converted | {"masks": prediction["masks"][:, 0] >= 0.5} if "masks" in prediction else converted
 
 
 class CocoMetrics:

@@ -116,7 +116,7 @@ class DetectorDescription(_Description):
     stages: tuple[int, ...]
     """Stages of the backbone that feed the pyramid, counted from 1."""
     eval_size: int = 800
-    """Shorter side that images are resized to, in pixels."""
+    """Shorter side that images are resized to, in pixels; 0 leaves them at their own size."""
     max_size: int = 1333
     """Longest side that images are resized to, in pixels."""
 
@@ -124,7 +124,7 @@ class DetectorDescription(_Description):
 
     def check(self) -> None:
         super().check()
-        _in_range("eval_size", self.eval_size, 1, LARGEST_SIDE)
+        _in_range("eval_size", self.eval_size, 0, LARGEST_SIDE)
         _in_range("max_size", self.max_size, 1, LARGEST_SIDE)
         _check_head(self.head)
 
@@ -138,7 +138,7 @@ class SegmenterDescription(_Description):
     stages: tuple[int, ...]
     """Stages of the backbone, counted from 1."""
     scale: tuple[int, int] = (512, 2048)
-    """Shorter and longer side that images are resized to fit, in pixels."""
+    """Shorter and longer side that images are resized to fit, in pixels; 0 and 0 leave them at their own size."""
     ignore_label: int = 255
     """Label of pixels that do not count."""
     reduce_zero_label: bool = False
@@ -149,7 +149,7 @@ class SegmenterDescription(_Description):
     def check(self) -> None:
         super().check()
         for side in self.scale:
-            _in_range("scale", side, 1, LARGEST_SIDE)
+            _in_range("scale", side, int(any(self.scale)), LARGEST_SIDE)
         _check_head(self.head)
 
 

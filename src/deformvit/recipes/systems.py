@@ -34,7 +34,7 @@ def detection(system: Detectors, size: str, schedule: Literal["1x", "3x"]) -> De
         model=ModelConfig(name=f"dat_{size}", drop_path_rate=DROP_PATH[size]),
         data=DetectionDataConfig(
             batch_size=16, workers=4, min_size=tuple(range(480, 801, 32)) if is_long else (800,), max_size=1333,
-            crop="branch" if is_long else "none",
+            eval_size=800, crop="branch" if is_long else "none",
         ),
         head=DetectorConfig(
             system=system, box_head="4conv1fc" if system == "cascade_mask_rcnn" else "2fc", class_agnostic=False,
@@ -54,7 +54,7 @@ def segmentation(system: Segmenters, size: str) -> SegmentationConfig:
     upernet = system == "upernet"
     return SegmentationConfig(
         model=ModelConfig(name=f"dat_{size}", drop_path_rate=0.5 if size == "base" else 0.3),
-        data=SegmentationDataConfig(batch_size=16, workers=4),
+        data=SegmentationDataConfig(batch_size=16, workers=4, scale=(512, 2048), crop_size=512),
         head=SegmenterConfig(system=system),
         optim=OptimConfig(
             lr=6e-5 if upernet else 2e-4, lr_batch=16, schedule="poly", power=1.0 if upernet else 0.9, min_lr=0.0,
@@ -110,6 +110,36 @@ def _camvid(system: Segmenters) -> SegmentationConfig:
         ),
         run=RunConfig(epochs=25, eval_every=5, output=Path("runs") / f"{system}_dat_nano_camvid"),
     )  # fmt: skip
+
+
+def _own_detection(system: Detectors, output: str) -> DetectionConfig:
+    """On somebody's own images: sizes and epochs follow from them; longer sides of up to 320 pixels suit a CPU."""
+    config = _nano_detection(system, "coco")
+    config.data.max_size, config.data.workers = 320, 2
+    config.run.epochs, config.run.eval_every, config.run.output = 0, 1, Path("runs") / output
+    return config
+
+
+def detect() -> DetectionConfig:
+    """RetinaNet on dat_nano for your own images with boxes in COCO's format; set data.root. Sizes and epochs follow the
+    images."""
+    return _own_detection("retinanet", "detect")
+
+
+def detect_masks() -> DetectionConfig:
+    """Mask R-CNN on dat_nano for your own images with masks in COCO's format; set data.root. Sizes and epochs follow
+    the images."""
+    return _own_detection("mask_rcnn", "detect_masks")
+
+
+def segment() -> SegmentationConfig:
+    """Semantic FPN on dat_nano for your own images with a class for every pixel; set data.root. Sizes and epochs follow
+    the images."""
+    config = _camvid("semantic_fpn")
+    config.data.root, config.data.workers = "labelled", 2
+    config.data.scale, config.data.crop_size = (0, 0), 192  # suits a CPU
+    config.run.epochs, config.run.eval_every, config.run.output = 0, 1, Path("runs/segment")
+    return config
 
 
 def mask_rcnn_dat_nano_nuclei() -> DetectionConfig:
@@ -180,8 +210,8 @@ def _published(system: str, size: str, schedule: str) -> tuple[str, Callable[[],
 ALL: dict[str, Callable[[], DetectionConfig | SegmentationConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
-        mask_rcnn_dat_nano_nuclei, cascade_mask_rcnn_dat_nano_nuclei, retinanet_dat_nano_bccd, upernet_dat_nano_camvid,
-        semantic_fpn_dat_nano_camvid,
+        detect, detect_masks, segment, mask_rcnn_dat_nano_nuclei, cascade_mask_rcnn_dat_nano_nuclei,
+        retinanet_dat_nano_bccd, upernet_dat_nano_camvid, semantic_fpn_dat_nano_camvid,
     )
 } | dict(_published(*key) for key in PUBLISHED)  # fmt: skip
 """Recipes by their names on the command line."""

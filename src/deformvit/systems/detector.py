@@ -26,6 +26,8 @@ from deformvit.systems.masks import TARGET_SHIFT, paste
 from deformvit.systems.pyramid import RATIOS, Anchors, Pyramid, roi_pool
 
 Target = dict[str, Tensor]
+MAX_SIZE = 1333
+"""Longer side of an image at most, as published."""
 DEFAULT_STAGES = {"retinanet": (2, 3, 4), "mask_rcnn": (1, 2, 3, 4), "cascade_mask_rcnn": (1, 2, 3, 4)}
 
 
@@ -42,8 +44,8 @@ class Detector(nn.Module):
         num_classes: number of classes, without background.
         mean: mean of the RGB channels, from 0 to 1.
         std: standard deviation of the RGB channels.
-        eval_size: shorter side in evaluation, in pixels.
-        max_size: greatest longer side in evaluation, in pixels.
+        eval_size: shorter side in evaluation, in pixels; 0 leaves images at their own size.
+        max_size: greatest longer side in evaluation, in pixels; 0 for 1333.
 
     Raises:
         UserError: no classes.
@@ -60,14 +62,14 @@ class Detector(nn.Module):
         *,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
-        eval_size: int = 800,
-        max_size: int = 1333,
+        eval_size: int = 0,
+        max_size: int = 0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise UserError(f"a detector needs at least one class, got {num_classes}")
         self.config, self.num_classes = config, num_classes
-        self.eval_size, self.max_size = eval_size, max_size
+        self.eval_size, self.max_size = eval_size, max_size or MAX_SIZE
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         build = _retinanet if config.system == "retinanet" else _rcnn
@@ -89,7 +91,8 @@ class Detector(nn.Module):
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) to which an image is resized in evaluation."""
-        return fit((height, width), (min(self.eval_size, self.max_size), self.max_size))
+        shorter = self.eval_size or min(height, width)
+        return fit((height, width), (min(shorter, self.max_size), self.max_size))
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
         """Losses in training, detections in evaluation.
@@ -105,6 +108,7 @@ class Detector(nn.Module):
 
         Raises:
             ValueError: training without targets, or images that are not (3, H, W).
+            UserError: in training, labels that are not classes, such as torchvision's, which count from 1.
         """
         for image in images:
             if image.dim() != 3 or image.shape[0] != 3 or min(image.shape) < 1:
@@ -116,6 +120,13 @@ class Detector(nn.Module):
         return self._detect(images)
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        for target in targets:
+            labels = target["labels"]
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise UserError(
+                    f"labels must be from 0 to {self.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
+                    f"torchvision's, which count from 1, are these plus 1"
+                )
         total: dict[str, Tensor] = {}
         for indices in _by_size(images):
             batch = [(images[i] - self.mean) / self.std for i in indices]

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as images_v2
 
 from deformvit.config import SegmenterConfig
 from deformvit.errors import UserError
-from deformvit.sizes import fit
+from deformvit.sizes import OWN, fit
 from deformvit.systems.backbone import Backbone
 
 
@@ -119,7 +119,8 @@ class Segmenter(nn.Module):
         num_classes: number of classes.
         mean: mean of the RGB channels, from 0 to 1.
         std: standard deviation of the RGB channels.
-        scale: greatest shorter and longer side in evaluation, see :func:`deformvit.sizes.fit`.
+        scale: greatest shorter and longer side in evaluation, see :func:`deformvit.sizes.fit`; by default images keep
+            their own size.
         ignore_label: label of pixels that do not count in the loss.
 
     Raises:
@@ -137,7 +138,7 @@ class Segmenter(nn.Module):
         *,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
-        scale: tuple[int, int] = (512, 2048),
+        scale: tuple[int, int] = OWN,
         ignore_label: int = 255,
     ) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from deformvit.data import detection_transforms as transforms
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
 from deformvit.systems import Detector, build_detector, describe_detector
+from deformvit.tasks import image_sizes
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
@@ -28,16 +29,19 @@ class Detection:
     """The task contract of :mod:`deformvit.engine.loop` for a folder in COCO's format."""
 
     def __init__(self, config: DetectionConfig) -> None:
-        fill_in(config)
+        described = fill_in(config)
         self.config = config
         self.masks = config.head.system != "retinanet"
         self.main_metric = "mask_AP" if self.masks else "box_AP"
         data = config.data
-        self.train_set = coco.open_coco(data.root, "train", transforms.train_transform(data), masks=self.masks)
+        self.train_set = coco.open_coco(data.root, "train", masks=self.masks)
+        image_sizes.fill_in_detection(config, self.train_set.sizes(), self.train_set.sides(), described)
+        image_sizes.fill_in_length(config, len(self.train_set))
+        self.train_set.transform = transforms.train_transform(data)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)
         self.validation = EvalLoader(self.val_set, coco.collate, 1, data.workers, data.max_unreadable)
-        for problem in (*self.train_set.problems, *self.val_set.problems) if distributed.rank() == 0 else ():
+        for problem in (*self.train_set.warnings, *self.val_set.warnings) if distributed.rank() == 0 else ():
             print(f"deformvit: {problem}", file=sys.stderr)
 
     def build_model(self) -> nn.Module:

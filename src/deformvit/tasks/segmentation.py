@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from tqdm import tqdm
 from deformvit import distributed
 from deformvit.config import SegmentationConfig, SegmentationDataConfig
 from deformvit.data import segmentation_transforms as transforms
+from deformvit.data.label_check import check_labels
 from deformvit.data.segmentation import SegmentationImages, open_segmentation
 from deformvit.errors import UserError
 from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
 from deformvit.systems import Segmenter, build_segmenter, describe_segmenter
+from deformvit.tasks import image_sizes
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
@@ -31,16 +34,22 @@ class Segmentation:
     main_metric = "mIoU"
 
     def __init__(self, config: SegmentationConfig) -> None:
-        fill_in(config)
+        described = fill_in(config)
         self.config = config
         data = config.data
         self.train_set = open_segmentation(
-            data.root, "train", transforms.train_transform(data), ignore_label=data.ignore_label,
-            reduce_zero_label=data.reduce_zero_label,
-        )  # fmt: skip
+            data.root, "train", ignore_label=data.ignore_label, reduce_zero_label=data.reduce_zero_label
+        )
+        image_sizes.fill_in_segmentation(config, self.train_set.sizes(), described)
+        image_sizes.fill_in_length(config, len(self.train_set))
+        self.train_set.transform = transforms.train_transform(data)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
         self.validation = EvalLoader(self.val_set, default_collate, 1, data.workers, data.max_unreadable)
+        for split, images in (("training", self.train_set), ("validation", self.val_set)):
+            for problem in check_labels(images):
+                if distributed.rank() == 0:
+                    print(f"deformvit: {split}: {problem}", file=sys.stderr)
         micro_batch = data.batch_size // (distributed.size() * config.run.accumulate)
         if config.head.system == "upernet" and micro_batch < 2:
             raise UserError(
