@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-COMMANDS = ("train", "recipes", "eval", "predict", "figure", "explore", "convert", "table", "bench", "ablate")
+COMMANDS = ("train", "recipes", "data", "eval", "predict", "figure", "explore", "convert", "table", "bench", "ablate")
 """Commands in the order of the help text; each is the file of that name in ``deformvit/cli``."""
 
 PACKAGE = Path(__file__).with_name("deformvit")

@@ -146,6 +146,43 @@ def labels(
     return picture
 
 
+def thumbnail(picture: Image.Image, side: int = 480) -> Image.Image:
+    """A picture that fits into a square; one that is much smaller is enlarged by repeating its pixels."""
+    times = side // (2 * max(picture.size))
+    if times > 1:
+        return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return small
+
+
+def sheet(pictures: Sequence[tuple[Image.Image, str]], columns: int = 4) -> Image.Image:
+    """Pictures with a caption below each, row by row.
+
+    Args:
+        pictures: at least one, with captions, which are cut to the width of a column.
+        columns: pictures of a row, at most.
+    """
+    columns = min(columns, len(pictures))
+    gap, font = 12, ImageFont.load_default(size=15)
+    width = max(picture.width for picture, _ in pictures)
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture, _ in row) + 22 for row in rows]
+    size = (columns * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1))
+    whole = Image.new("RGB", size, "white")
+    draw, top = ImageDraw.Draw(whole), gap
+    for row, height in zip(rows, heights, strict=True):
+        for i, (picture, caption) in enumerate(row):
+            left = gap + i * (width + gap)
+            whole.paste(picture, (left, top))
+            text = " ".join(caption.split())
+            while text and font.getlength(text) > width:
+                text = f"{text[: -2 if text[-1] == '…' else -1]}…" if len(text) > 2 else ""
+            draw.text((left, top + picture.height + 3), text, fill="black", font=font)
+        top += height + gap
+    return whole
+
+
 def label_image(prediction: Tensor, classes: Sequence[str]) -> Image.Image:
     """A label map as an image whose pixel values are the labels; its palette has the colours of :func:`labels`.
 
@@ -246,7 +283,8 @@ def _occupy(objects_at: np.ndarray, thing: _Object, cell: int) -> None:
         part = thing.mask[::cell, ::cell]
         objects_at[: part.shape[0], : part.shape[1]] |= part
         return
-    cells = _cells(*thing.box, cell)
+    left, top, right, bottom = thing.box
+    cells = _cells(left, top, right, bottom, cell)
     inside = objects_at[cells]
     rows, columns = (np.linspace(-1, 1, length)[:, None] ** 2 for length in inside.shape)
     inside |= rows + columns.T <= 1

@@ -20,7 +20,8 @@ from deformvit.errors import UserError
 
 EXTRAS = {
     "pyarrow": "train", "tensorboard": "train", "matplotlib": "figures", "faster_coco_eval": "systems",
-    "segmentation_models_pytorch": "systems", "starlette": "explore", "uvicorn": "explore",
+    "segmentation_models_pytorch": "systems", "supervision": "convert", "defusedxml": "convert",
+    "starlette": "explore", "uvicorn": "explore",
 }  # fmt: skip
 """Optional packages, and the extra of deformvit that installs each."""
 

@@ -29,6 +29,7 @@ from deformvit.data.annotations import (
     run_lengths,
 )
 from deformvit.data.images import decode, image_size, spread
+from deformvit.data.layouts import hint
 from deformvit.errors import DataError
 
 Target = dict[str, Tensor]
@@ -155,8 +156,8 @@ class CocoImages(Dataset[Any]):
             return [*self.problems, f"{name}: none of its {count} images has an object; nothing can be learnt from it"]
         lines = self.problems
         if empty:
-            several = "s have no object and are" if len(empty) > 1 else " has no object and is"
-            lines.append(f"{name}: {len(empty)} of {count} image{several} background only ({self._names[empty[0]]})")
+            are = "have no object and are" if len(empty) > 1 else "has no object and is"
+            lines.append(f"{name}: {len(empty)} of {count} images {are} background only ({self._names[empty[0]]})")
         used = {label for objects in self._objects for label in set(objects.labels)}
         unused = [self.classes[label] for label in range(len(self.classes)) if label not in used]
         if unused:
@@ -364,7 +365,7 @@ def open_coco(
     if not annotated:
         raise DataError(
             f"{path}: no {split} images in COCO's format; looked for {split}.json with {split}/ and for "
-            f"annotations/instances_{split}*.json with {split}*/, where * is a year or nothing"
+            f"annotations/instances_{split}*.json with {split}*/, where * is a year or nothing{hint(path, 'coco')}"
         )
     complete = [(file, folder) for file, folder in annotated if folder.is_dir()]
     if not complete:

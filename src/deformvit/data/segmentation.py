@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from deformvit.data.images import IMAGE_SUFFIXES, decode, image_size, read_annotation, spread
+from deformvit.data.layouts import hint
 from deformvit.errors import DataError
 
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
@@ -164,7 +165,9 @@ def _folder(root: Path, kind: str, split: str) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    raise DataError(f"{root}: no {kind} of the {split} split; looked for {' and '.join(map(str, candidates))}")
+    raise DataError(
+        f"{root}: no {kind} of the {split} split; looked for {' and '.join(map(str, candidates))}{hint(root, 'ade20k')}"
+    )
 
 
 def _by_stem(folder: Path, suffixes: Set[str]) -> dict[str, Path]:
