@@ -139,7 +139,7 @@ class RunConfig:
     """Length, output folder and machine of the run."""
 
     epochs: int = 300
-    """Passes over the training images; 0 chooses, for a classifier, from the number of images."""
+    """Passes over the training images; 0 chooses from the number of images."""
     steps: int = 0
     """Optimiser steps of the whole run, instead of epochs; the last epoch ends early."""
     output: Path = Path("runs/default")

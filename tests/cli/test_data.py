@@ -136,14 +136,18 @@ def test_what_cannot_be_checked(check, tmp_path):
     assert check("sample", "--limit", -1)[1] == "deformvit: examples and limit must not be negative, got 6 and -1"
 
 
-@pytest.mark.parametrize("words", [[], ["look"]])
-def test_actions(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "a"], "deformvit: expected deformvit data convert ROOT OUT"),
+        (["check", "a", "b"], "deformvit: expected deformvit data check ROOT"),
+    ],
+)
+def test_actions(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(["data", *words])
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("deformvit data: expected check or convert")
-    main(["data", "--help"])
-    assert "convert" in capsys.readouterr().out
+    assert end.value.code == 1
+    assert capsys.readouterr().err.strip() == message
 
 
 def test_convert(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,8 +13,6 @@ from deformvit.cli.inputs import print_values
 from deformvit.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL import Image
 
     from deformvit.data.inspection import Example, Report
@@ -23,37 +21,10 @@ LISTED = 10
 """So many broken images are named; the rest is counted."""
 
 
-def main(words: list[str]) -> None:
-    """Read what is to be done, then its options.
-
-    Args:
-        words: ``check`` or ``convert``, and what follows.
-
-    Raises:
-        SystemExit: with 2 for something else.
-    """
-    actions = {"check": check, "convert": convert}
-    if words[:1] in (["-h"], ["--help"]):
-        lines = ((action.__doc__ or "").partition("\n")[0] for action in actions.values())
-        print(f"usage: deformvit data ACTION ROOT [OPTIONS]\n\n{run.__doc__}\n\nactions:")
-        print_values(list(zip(actions, lines, strict=True)))
-        print("\n`deformvit data ACTION --help` shows the options of an action.")
-        return
-    if not words or words[0] not in actions:
-        given = f", got {words[0]!r}" if words else ""
-        print(f"deformvit data: expected check or convert{given}", file=sys.stderr)
-        raise SystemExit(2)
-    run(words)
-
-
-def run(words: list[str]) -> None:
-    """Look at a data set before training, or convert one from another layout."""
-    action: Callable[..., None] = check if words[0] == "check" else convert
-    tyro.cli(action, prog=f"deformvit data {words[0]}", args=words[1:])
-
-
-def check(
+def run(
+    action: tyro.conf.Positional[Literal["check", "convert"]],
     root: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str] = "",
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("data.png"),
     examples: int = 6,
@@ -61,24 +32,39 @@ def check(
     reduce_zero_label: bool = False,
     ignore_label: int = 255,
 ) -> None:
-    """Print what a data set holds and what is broken in it, and draw examples.
+    """Look at a data set before training, or convert one from YOLO's or Pascal VOC's layout.
 
-    Ends with status 1 if something cannot be used. Every image is decoded, one at a time.
+    `check` prints what a data set holds and what is broken in it, and draws examples. It decodes every image, one at a
+    time, and ends with status 1 if something cannot be used. `convert` writes COCO's format, as training takes it;
+    images are linked where the disk allows it, else copied, and what cannot be read is left out and named.
 
     Args:
-        root: a folder as training takes it (class folders, parquet files, shards, COCO's format, ADE20K's layout), or
-            `sample`.
-        output: where the examples are drawn, a PNG.
-        examples: how many of each split; 0 draws none.
-        limit: look at so many images of each split, evenly spread; 0 looks at all.
-        reduce_zero_label: segmentation: label 0 means no class, and classes count from 1.
-        ignore_label: segmentation: label of pixels without a class.
+        action: `check` or `convert`.
+        root: `check`: a folder as training takes it (class folders, parquet files, shards, COCO's format, ADE20K's
+            layout), or `sample`. `convert`: a folder in YOLO's layout (images/, labels/ and data.yaml) or Pascal VOC's
+            (JPEGImages/ and Annotations/).
+        out: `convert`: the folder to write, a new one.
+        output: `check`: where the examples are drawn, a PNG.
+        examples: `check`: how many of each split are drawn.
+        limit: `check`: look at so many images of each split, evenly spread; 0 looks at all.
+        reduce_zero_label: `check`, segmentation: label 0 means no class, and classes count from 1.
+        ignore_label: `check`, segmentation: label of pixels without a class.
     """
+    if examples < 0 or limit < 0:
+        raise UserError(f"examples and limit must not be negative, got {examples} and {limit}")
+    if (action == "convert") != bool(out):
+        expected = "deformvit data convert ROOT OUT" if action == "convert" else "deformvit data check ROOT"
+        raise UserError(f"expected {expected}")
+    if action == "convert":
+        _convert(Path(root), Path(out))
+    else:
+        _check(root, output, examples, limit, reduce_zero_label, ignore_label)
+
+
+def _check(root: str, output: Path, examples: int, limit: int, reduce_zero_label: bool, ignore_label: int) -> None:
     from deformvit.data.inspection import Options, inspect
     from deformvit.data.layouts import NAMES, hint, recognise
 
-    if examples < 0 or limit < 0:
-        raise UserError(f"examples and limit must not be negative, got {examples} and {limit}")
     layout = recognise(Path(root))
     if layout in ("yolo", "voc"):
         raise DataError(f"{root}: not a layout that training takes{hint(Path(root), 'coco')}")
@@ -105,15 +91,7 @@ def check(
         raise SystemExit(1)
 
 
-def convert(root: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], /) -> None:
-    """Write a data set in YOLO's or Pascal VOC's layout in COCO's format, as training takes it.
-
-    Images are linked where the disk allows it, else copied. What cannot be read is left out and named.
-
-    Args:
-        root: a folder in YOLO's layout (images/, labels/ and data.yaml) or Pascal VOC's (JPEGImages/, Annotations/).
-        out: a new folder.
-    """
+def _convert(root: Path, out: Path) -> None:
     from deformvit.data import conversion
 
     done = conversion.convert(root, out, progress=sys.stderr.isatty())
