@@ -9,7 +9,7 @@ from pathlib import Path
 import deformvit
 
 ROOT = Path(deformvit.__file__).parent
-LEAVES = {"devices", "distributed", "errors", "plain", "runs", "sizes", "storage"}
+LEAVES = {"devices", "distributed", "errors", "plain", "progress", "runs", "sizes", "storage"}
 MAY_IMPORT = {
     "errors": set(),
     "storage": set(),
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "sizes": set(),
     "devices": {"errors"},
     "plain": {"errors"},
+    "progress": {"distributed"},
     "runs": set(),
     "drawing": set(),
     "config": LEAVES,

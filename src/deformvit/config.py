@@ -144,8 +144,9 @@ class RunConfig:
     """Optimiser steps of the whole run, instead of epochs; the last epoch ends early."""
     output: Path = Path("runs/default")
     """Folder of checkpoints and logs."""
-    resume: bool = False
-    """Continue the run in `output` from its last checkpoint; without a checkpoint, start from the beginning."""
+    resume: Path | None = None
+    """Folder of a run, which goes on from its last checkpoint with its own configuration; without a checkpoint, it
+    begins. `deformvit train --run.resume RUN` needs no recipe."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     device: str = "auto"
@@ -406,6 +407,22 @@ class SegmentationConfig(BaseConfig):
         values = super()._positive()
         del values["run.epochs"]  # 0 leaves it open
         return values
+
+
+def options(config: BaseConfig) -> dict[str, Any]:
+    """Every value by the name of its option, such as ``data.batch_size``."""
+    sections = ((section.name, getattr(config, section.name)) for section in dataclasses.fields(config))
+    return {
+        f"{name}.{entry.name}": getattr(section, entry.name)
+        for name, section in sections
+        for entry in dataclasses.fields(section)
+    }
+
+
+def set_option(config: BaseConfig, name: str, value: Any) -> None:
+    """Set a value by the name of its option."""
+    section, _, entry = name.partition(".")
+    setattr(getattr(config, section), entry, value)
 
 
 def as_dict(config: BaseConfig) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+CONFIG = "config.json"
+"""The configuration of a run."""
 METRICS = "metrics.jsonl"
 """The log of a run: one JSON object a line, for every epoch."""
 

@@ -297,7 +297,7 @@ def test_training_from_shards(shards, tmp_path):
 
     def fit(output, steps=None):
         """The weights after training, without interruption or stopped after some steps and resumed."""
-        config.run.output, config.run.resume = output, False
+        config.run.output, config.run.resume = output, None
         if steps is not None:
             task = Classification(config)
             losses, taken = task.losses, []
@@ -311,7 +311,7 @@ def test_training_from_shards(shards, tmp_path):
             task.losses = until_stopped
             with pytest.raises(Stopped):
                 loop.fit(task, config)
-            config.run.resume = True
+            config.run.resume = config.run.output
         loop.fit(Classification(config), config)
         return open_model_file(output / "best.safetensors").tensors(), read_metrics(output)
 

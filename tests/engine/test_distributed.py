@@ -83,7 +83,7 @@ def test_one_process_goes_on_where_two_stopped(images, tmp_path):
     assert torchrun(["-m", "deformvit"], images, tmp_path / "run", *more, epochs=1).returncode == 0
     before = weights(tmp_path / "run", "model")
     config = small(images, tmp_path / "run", epochs=2)
-    config.run.resume = True
+    config.run.resume = config.run.output
     config.run.ema = 0.9
     run(config)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [12, 6]

@@ -54,9 +54,10 @@ def test_a_killed_run_resumes_as_if_it_had_not_been_killed(images, tmp_path):
 
     refused = subprocess.run(command(images, tmp_path / "killed"), capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "pass --run.resume" in refused.stderr
+    (proposed,) = re.findall("`deformvit (.*)`", refused.stderr)
+    assert proposed == f"train --run.resume {tmp_path / 'killed'}"
     assert "Traceback" not in refused.stderr
-    subprocess.run([*command(images, tmp_path / "killed", "--run.resume")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command(images, "")[:3], *proposed.split()], check=True, stdout=subprocess.DEVNULL)
     run(small(images, tmp_path / "whole", epochs=6))
     assert_same_state(tmp_path / "whole", tmp_path / "killed")
     assert without_times(lines(tmp_path / "killed")) == without_times(lines(tmp_path / "whole"))
@@ -77,13 +78,11 @@ def test_sigterm_writes_a_checkpoint_and_ends(images, tmp_path, workers):
     stopped = int(stderr.split("stopped after step ")[1].split()[0]) if "after step" in stderr else None
     newest = Checkpoints(tmp_path / "stopped" / "checkpoints").newest()
     assert newest == stopped or "after epoch" in stderr
-    assert "--run.resume goes on" in stderr
+    assert f"`deformvit train --run.resume {tmp_path / 'stopped'}` goes on" in stderr
     assert "Traceback" not in stderr
-    config = small(images, tmp_path / "stopped", epochs=60)
-    config.run.resume = True
-    config.run.steps = newest + 2
-    config.data.workers = workers
-    run(config)  # goes on
+    again = started([*arguments[:4], "--run.resume", str(tmp_path / "stopped")], tmp_path / "stopped", newest + 2)
+    again.kill()  # it went on
+    again.wait()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "unlisted"])
@@ -105,7 +104,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(images, tmp_path, damag
     else:
         (folder / "files.json").write_text("{}")
     config = small(images, tmp_path / "run", epochs=3)
-    config.run.resume = True
+    config.run.resume = config.run.output
     run(config)
     stderr = capsys.readouterr().err
     assert f"{folder}: damaged" in stderr
@@ -179,7 +178,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(images, tmp_path):
     checkpoints = Checkpoints(kept / "run" / "checkpoints")
     assert checkpoints.newest() is not None
     config = small(images, kept / "run", epochs=6)
-    config.run.resume = True
+    config.run.resume = config.run.output
     run(config)  # with room again
     run(small(images, tmp_path / "whole", epochs=6))
     assert_same_state(kept / "run", tmp_path / "whole")

@@ -14,6 +14,7 @@ from deformvit.engine import loop
 from deformvit.engine.checkpoint import CheckpointError, Checkpoints
 from deformvit.engine.loader import steps_per_epoch
 from deformvit.engine.optim import build_optimizer, build_schedule
+from deformvit.engine.record import Origin, write_record
 from deformvit.metrics.classification import Confusion
 from deformvit.tasks import classification
 from deformvit.tasks.classification import Classification
@@ -67,7 +68,7 @@ def test_run_resumed_inside_an_epoch_equals_the_uninterrupted_one(images, tmp_pa
     with pytest.raises(Stop):
         loop.fit(Interrupted(parts), parts)
     assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [9, 8]
-    parts.run.resume = True
+    parts.run.resume = parts.run.output
     parts.run.save_minutes = 0
     run(parts)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
@@ -154,17 +155,23 @@ def test_average_of_weights_is_evaluated_and_saved(images, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(images, tmp_path):
     config = small(images, tmp_path / "run", epochs=1)
     run(config)
-    config.run.resume = True
+    config.run.resume = config.run.output
     config.model.args["depths"] = "(1, 2, 4, 1)"
+    with pytest.raises(CheckpointError, match=r"begun with model\.args depths '\(1, 2, 2, 1\)', not '\(1, 2, 4, 1\)':"):
+        run(config)
+    write_record(config.run.output, config, Origin())  # what the file says is not believed
     with pytest.raises(CheckpointError, match="does not belong to this run: model"):
         run(config)
     config.model.args["depths"] = "(1, 2, 2, 1)"
     config.model.args["dims"] = "(8, 16, 16, 32)"
+    write_record(config.run.output, config, Origin())
     with pytest.raises(CheckpointError, match=r"is \(.*\) there, \(.*\) here"):
         run(config)
     config = small(images, tmp_path / "run", epochs=1)
-    config.run.resume = True
+    config.run.resume = config.run.output
     config.data.batch_size = 6
+    Classification(config)  # chooses what is open
+    write_record(config.run.output, config, Origin())
     with pytest.raises(CheckpointError, match="its epochs have 6 steps, those of this run 8"):
         run(config)
 

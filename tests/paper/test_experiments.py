@@ -128,4 +128,4 @@ def test_seeds_differ(tmp_path):
     config = experiments.run_config(run, recipes.nano_cifar10())
     assert config.run.seed == 1
     assert config.run.output == tmp_path / "dat-seed1"
-    assert config.run.resume
+    assert config.run.resume == config.run.output

@@ -108,7 +108,7 @@ def test_a_resumed_run_is_the_same(trained, shapes, labelled, tmp_path, recipe):
     config.run.save_minutes = 1e-9  # after every step
     with pytest.raises(Stopped):
         loop.fit(stopped, config)
-    config.run.resume = True
+    config.run.resume = config.run.output
     loop.fit(task(config), config)
     resumed = files.open_model_file(tmp_path / "run" / "best.safetensors").tensors()
     uninterrupted = files.open_model_file(trained / recipe / "best.safetensors").tensors()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deformvit.cli.inputs import print_values
-from deformvit.config import BaseConfig, ClassificationConfig
+from deformvit.config import BaseConfig, ClassificationConfig, options
 from deformvit.devices import pick_device
 from deformvit.engine.loader import sharing, steps_per_epoch
 from deformvit.engine.loop import Task
@@ -54,7 +52,7 @@ def fake_data(config: BaseConfig) -> FakeImageNet | None:
 def show(task: Task, config: BaseConfig) -> None:
     """Print configuration, parameter groups, steps, and estimates of memory and time from measured steps."""
     print("Configuration")
-    print_values([(name, repr(value)) for name, value in _flat(config)])
+    print_values([(name, repr(value)) for name, value in options(config).items()])
     share, steps = sharing(config), steps_per_epoch(task.train_set, config)
     total, device = total_steps(config, steps), pick_device(config.run.device)
     model = task.build_model().to(device)
@@ -96,15 +94,6 @@ def show(task: Task, config: BaseConfig) -> None:
             ("the run", f"{images * seconds / measured / 3600:,.1f} hours without loading and evaluation"),
         ]
     )
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        if dataclasses.is_dataclass(inner):
-            yield from _flat(inner, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", inner
 
 
 def _measure(task: Task, replica: Replica, config: BaseConfig, device: torch.device, count: int) -> tuple[float, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,18 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 Images = ParquetImages | ParquetShards | TarShards | FolderImages
+
+
+def label_counts(images: Images) -> list[int] | None:
+    """Images of each class; None where counting them would read the images' files."""
+    if isinstance(images, FolderImages):
+        labels = images.targets
+    elif isinstance(images, ParquetImages):
+        labels = images.labels
+    else:
+        return None
+    found = Counter(labels)
+    return [found[label] for label in range(len(images.classes))]
 
 
 def open_split(

@@ -165,6 +165,11 @@ class CocoImages(Dataset[Any]):
             lines.append(f"{name}: {len(unused)} of {len(self.classes)} classes occur in no annotation: {some}")
         return lines
 
+    def label_counts(self) -> list[int]:
+        """Objects of each class."""
+        found = Counter(itertools.chain.from_iterable(objects.labels for objects in self._objects))
+        return [found[label] for label in range(len(self.classes))]
+
     def image_path(self, index: int) -> Path:
         """File of an image."""
         return self.folder / self._names[index]

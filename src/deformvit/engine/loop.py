@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -14,19 +13,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from deformvit import distributed
-from deformvit.config import BaseConfig, as_dict
+from deformvit.config import BaseConfig
 from deformvit.devices import pick_device
 from deformvit.engine.checkpoint import CheckpointError, Checkpoints
 from deformvit.engine.faults import NonFiniteLoss, Stopped, StopSignal, any_process, describe_nonfinite
 from deformvit.engine.loader import Loader, sharing, steps_per_epoch
 from deformvit.engine.log import LossSums, MetricsLog
 from deformvit.engine.optim import build_optimizer, build_schedule, total_steps
+from deformvit.engine.record import Origin, read_record, refuse_changes, write_record
 from deformvit.engine.replica import Replica, clip_gradients, fill_state
+from deformvit.engine.report import Rows, describe_run, resume_command, show
 from deformvit.engine.runtime import autocast, mix, seed_all
-from deformvit.storage import write_atomically
+from deformvit.errors import UserError
+from deformvit.progress import Progress
+from deformvit.runs import CONFIG
 
 MAX_SKIPPED = 10
 """Consecutive steps that ``run.nonfinite skip`` may leave out."""
@@ -38,12 +40,18 @@ class Task(Protocol):
     main_metric: str
     """Key of :meth:`evaluate` that decides which model is best; larger is better."""
 
+    classes: list[str]
+    """Names of the classes."""
+
     @property
     def train_set(self) -> Dataset[Any]:
         """Training images; an item depends only on its index and the random numbers drawn for it."""
 
     def build_model(self) -> nn.Module:
         """The network, with its starting weights."""
+
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        """What the run found, by name: images, classes, the model that was built and the weights it starts from."""
 
     def body(self, model: nn.Module) -> nn.Module:
         """The part of the model that compilation, recomputation and sharding concern: its backbone, or all of it."""
@@ -61,39 +69,54 @@ class Task(Protocol):
         """Write a model file that can be used without the run."""
 
 
-def fit(task: Task, config: BaseConfig) -> dict[str, float]:
+def fit(task: Task, config: BaseConfig, origin: Origin | None = None) -> dict[str, float]:
     """Train, evaluate and write everything under ``config.run.output``; returns the metrics of the last epoch.
 
     Files: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (to resume), ``best.safetensors`` (to
     use). A run that torchrun restarts after a failure resumes without ``run.resume``.
 
+    Args:
+        task: what is trained.
+        config: of the run. ``run.resume`` is None, or the same as ``run.output``.
+        origin: what ``config.json`` records besides; of a resumed run what it says already.
+
     Raises:
         NonFiniteLoss: a loss or gradient is not finite; names the step, losses and parameters.
-        CheckpointError: the folder holds a run and ``run.resume`` is not set, no checkpoint can be resumed from, or one
-            cannot be written.
+        CheckpointError: the folder holds a run and ``run.resume`` is not set, the run there was begun with other
+            options or images, no checkpoint can be resumed from, or one cannot be written.
         Stopped: SIGTERM was received; the state is written.
     """
-    return _Run(task, config).train()
+    return _Run(task, config, origin or Origin()).train()
 
 
 class _Run:
     """A run in one process."""
 
-    def __init__(self, task: Task, config: BaseConfig) -> None:
-        self.task, self.config, self.out = task, config, config.run.output
+    def __init__(self, task: Task, config: BaseConfig, origin: Origin) -> None:
+        self.task, self.config, self.origin, self.out = task, config, origin, config.run.output
         self.device = pick_device(config.run.device)
         self.main = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.run.keep)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        resume = config.run.resume or restarted
-        if not resume and distributed.broadcast(bool(self.checkpoints.steps())):
-            raise CheckpointError(f"{self.out} holds a run; pass --run.resume to continue it, or another --run.output")
+        if config.run.resume not in (None, self.out):
+            raise UserError(
+                f"run.resume is {config.run.resume}, run.output {self.out}: a run goes on in its own folder"
+            )
+        resume = config.run.resume is not None or restarted
+        begun = distributed.broadcast(bool(self.checkpoints.steps()))
+        if begun and not resume:
+            raise CheckpointError(
+                f"{self.out} holds a run: go on with it by `{resume_command(self.out)}`, or choose another --run.output"
+            )
+        before = self._compare_with_record() if begun else None
+        self.images = len(task.train_set)  # type: ignore[arg-type]
         self.steps = steps_per_epoch(task.train_set, config)
         self.total = total_steps(config, self.steps)
         self.epochs = -(-self.total // self.steps)
         self.share = sharing(config)
         seed_all(config.run.seed)
         model = task.build_model().to(self.device)
+        self.found: Rows = [*task.describe(model), *describe_run(config, self.device, self.steps)]
         self.replica = Replica(model, task.body(model), config, self.device)
         self.optimizer = build_optimizer(self.replica.model, config)
         self.schedule = build_schedule(self.optimizer, config, self.steps)
@@ -103,16 +126,16 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self.sums = LossSums(self.device)
         """Losses of the epoch so far."""
-        if resume:
-            self._resume()
+        if before:
+            self._resume(before)
 
     def train(self) -> dict[str, float]:
         """Train the remaining steps."""
         if self.step >= self.total and self.main:
             print(f"{self.out}: all {self.epochs} epochs are done", file=sys.stderr)
         if self.main:
-            text = json.dumps(as_dict(self.config), indent=2) + "\n"
-            write_atomically(self.out / "config.json", lambda path: path.write_text(text))
+            write_record(self.out, self.config, self.origin)
+            show(self.found)
         loader = Loader(
             self.task.train_set, self.task.collate, self.config, self.step, self.total, pin=self.device.type == "cuda"
         )
@@ -129,24 +152,23 @@ class _Run:
         began = saved = time.perf_counter()
         before = self.seconds
         self.replica.model.train()
-        silent = not (config.run.progress and self.main)
-        with tqdm(
-            total=last - first, initial=self.step - first, desc=f"epoch {epoch + 1}/{self.epochs}", unit="step",
-            leave=False, disable=silent or None, dynamic_ncols=True, mininterval=0.5,
-        ) as bar:  # fmt: skip
+        with Progress(
+            f"epoch {epoch + 1}/{self.epochs}", last - first, "step", bar=config.run.progress, done=self.step - first,
+            after=self.total - last, images=config.data.batch_size,
+        ) as progress:  # fmt: skip
             while self.step < last:
                 due = self.main and time.perf_counter() - saved > 60 * config.run.save_minutes > 0
                 stopping, saving = self._step(batches, stop.received, due)
-                if bar.update():  # it was drawn: at most twice a second
+                if progress.update():  # the only time that losses are read within an epoch
                     rate = self.optimizer.param_groups[0]["lr"]
                     loss = self.sums.read().get("train_loss", math.nan) / max(self.sums.steps, 1)
-                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", refresh=False)
+                    progress.show(loss=f"{loss:.3f}", lr=f"{rate:.2e}")
                 if (stopping or saving) and self.step < last:
                     self.seconds = before + time.perf_counter() - began
                     self._save()
                     saved = time.perf_counter()
                 if stopping and self.step < last:
-                    raise Stopped(f"SIGTERM: stopped after step {self.step} of {self.total}; --run.resume goes on")
+                    raise self._stopped(f"step {self.step} of {self.total}")
         sums, steps = self.sums.total()  # waits for the device, so that the time is that of all steps
         trained = time.perf_counter() - began
         self.metrics = {name: value / steps for name, value in sums.items()}
@@ -169,7 +191,7 @@ class _Run:
             print(f"epoch {epoch + 1}/{self.epochs}  {shown}", flush=True)
         self._save()
         if any_process(self.device, stop.received)[0] and self.step < self.total:
-            raise Stopped(f"SIGTERM: stopped after epoch {epoch + 1} of {self.epochs}; --run.resume goes on")
+            raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
 
     def _step(self, batches: Iterator[Any], stop: bool, save: bool) -> tuple[bool, bool]:
         """One optimiser step; returns whether any process wants to stop, and to save."""
@@ -228,19 +250,36 @@ class _Run:
         state = {
             "step": self.step, "steps_per_epoch": self.steps, "best": self.best, "metrics": self.metrics,
             "sums": sums, "counted": counted, "seconds": self.seconds, "skipped": self.skipped,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(), "images": self.images, "classes": self.task.classes,
         }  # fmt: skip
         self.checkpoints.save(self.step, self.replica.tensors(self.optimizer), state)
 
-    def _resume(self) -> None:
+    def _stopped(self, when: str) -> Stopped:
+        return Stopped(f"SIGTERM: stopped after {when}; `{resume_command(self.out)}` goes on")
+
+    def _compare_with_record(self) -> BaseConfig:
+        """The configuration that the run in the folder was begun with; refuses to go on with another one."""
+        if not (self.out / CONFIG).is_file():
+            raise CheckpointError(f"{self.out} has checkpoints, but no {CONFIG}, which says of what run")
+        before, self.origin = read_record(self.out)
+        refuse_changes(self.out, before, self.config)
+        return before
+
+    def _resume(self, before: BaseConfig) -> None:
+        """Go on from the newest checkpoint."""
         newest = self.checkpoints.newest()
         if newest is None:
             return
-        state = self.checkpoints.state(newest)
+        state, path = self.checkpoints.state(newest), self.checkpoints.path(newest)
+        root = self.config.data.root
+        if state.get("images", self.images) != self.images:
+            raise CheckpointError(f"{path} is of a run on {state['images']} images, but {root} has {self.images}")
+        if state.get("classes", self.task.classes) != self.task.classes:
+            raise CheckpointError(f"{path} is of a run on other classes than those of {root}")
         if state["steps_per_epoch"] != self.steps:
             raise CheckpointError(
-                f"{self.checkpoints.path(newest)} does not belong to this run: its epochs have "
-                f"{state['steps_per_epoch']} steps, those of this run {self.steps}"
+                f"{path} does not belong to this run: its epochs have {state['steps_per_epoch']} steps, those of this "
+                f"run {self.steps}"
             )
         fill_state(self.optimizer)
         self.checkpoints.load(newest, self.replica.tensors(self.optimizer))
@@ -250,3 +289,13 @@ class _Run:
         if self.main:  # the sums are those of all processes, which add to them from here on
             self.sums.restore(state["sums"], state["counted"])
         self.seconds, self.skipped = state["seconds"], state["skipped"]
+        self.found.append(("resumes", f"after step {self.step:,} of {self.total:,}{self._longer(before)}"))
+
+    def _longer(self, before: BaseConfig) -> str:
+        """What it means for the rate that a run was made longer; empty where it was not."""
+        total = total_steps(before, self.steps)
+        if total == self.total or self.step >= self.total:
+            return ""
+        self.schedule.step_update(self.step)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return f", {total:,} till now; its rate goes on as in a run of {self.total:,}, from {rate:.3g}"

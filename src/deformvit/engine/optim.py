@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: BaseConfig) -> torch.optim.Optimiz
     if optim.layer_decay and not hasattr(model, "group_matcher"):
         raise UserError(f"optim.layer_decay: {type(model).__name__} has no group_matcher, which lists its layers")
     return create_optimizer_v2(
-        model, opt="adamw", lr=optim.lr * _batch_scale(config), weight_decay=optim.weight_decay, betas=optim.betas,
+        model, opt="adamw", lr=peak_rate(config), weight_decay=optim.weight_decay, betas=optim.betas,
         layer_decay=optim.layer_decay or None,
     )  # fmt: skip
 
@@ -58,6 +58,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: BaseConfig, steps_p
     if optim.schedule == "poly":
         return PolyLRScheduler(optimizer, power=optim.power, **common)
     return CosineLRScheduler(optimizer, **common)
+
+
+def peak_rate(config: BaseConfig) -> float:
+    """The learning rate after the warm-up, before that of layers is scaled."""
+    return config.optim.lr * _batch_scale(config)
 
 
 def _batch_scale(config: BaseConfig) -> float:

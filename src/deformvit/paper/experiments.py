@@ -37,5 +37,5 @@ def run_config(run: SeedRun, base: ClassificationConfig) -> ClassificationConfig
     config = deepcopy(base)
     config.model.name = run.row.model
     config.model.args = {name: value if isinstance(value, str) else repr(value) for name, value in run.row.args.items()}
-    config.run.seed, config.run.output, config.run.resume = run.seed, run.folder, True
+    config.run.seed, config.run.output, config.run.resume = run.seed, run.folder, run.folder
     return config

@@ -72,6 +72,12 @@ def build_segmenter(config: SegmentationConfig, classes: int, args: dict[str, An
     return segmenter
 
 
+def taken_weights(checkpoint: str) -> str:
+    """Which weights of ``model.checkpoint`` a run starts from, in words."""
+    whole = _whole_system(checkpoint)
+    return f"a whole {whole.description.task} model" if whole and whole.description else "the backbone; the rest is new"
+
+
 def _whole_system(checkpoint: str) -> ModelFile | None:
     """The file of a whole detector or segmentation network; None for a classifier, whose weights are the backbone's."""
     if not checkpoint or (path := files.resolve(checkpoint)).suffix != ".safetensors":

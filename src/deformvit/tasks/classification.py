@@ -14,20 +14,20 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from deformvit import distributed
 from deformvit.config import ClassificationConfig, DataConfig
 from deformvit.data import eval_transform, open_split, train_transform
-from deformvit.data.classification import CACHE
+from deformvit.data.classification import CACHE, label_counts
 from deformvit.errors import DataError, UserError
 from deformvit.metrics.classification import CONFUSION, ClassificationMetrics, Confusion
 from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, is_ours
 from deformvit.models.released import files as released_files
 from deformvit.models.released import weights as released_weights
+from deformvit.progress import track
 from deformvit.storage import write_atomically
-from deformvit.tasks import fine_tuning
+from deformvit.tasks import describe, fine_tuning
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -40,7 +40,7 @@ def parse_args(args: dict[str, str]) -> dict[str, Any]:
     for name, text in args.items():
         try:
             values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # of a value from a file
             values[name] = text
     return values
 
@@ -70,7 +70,7 @@ class Classification:
         cache = Path(data.cache) if data.cache else CACHE
         split: dict[str, Any] = {"cache": cache, "holdout": data.holdout, "seed": data.holdout_seed}
         self.train_set = open_split(data.root, "train", augmented, **split) if train_set is None else train_set
-        self.val_set = _open_validation(data.root, evaluated, **split) if val_set is None else val_set
+        self.val_set = open_split(data.root, "val", evaluated, **split) if val_set is None else val_set
         if self.train_set.classes != self.val_set.classes:
             difference = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
             raise UserError(f"{data.root}: training and validation images have different classes: {difference}")
@@ -123,6 +123,17 @@ class Classification:
             self._load(model, files.resolve(self.config.model.checkpoint))
         return model
 
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Images, classes, model and starting weights, in words."""
+        data, name = self.config.data, self.config.model.name
+        held_out = getattr(self.val_set, "notice", "") and f"holdout {data.holdout:g}, seed {data.holdout_seed}"
+        return [
+            describe.images(data.root, self.train_set, self.val_set, held_out),
+            describe.classes(self.classes, label_counts(self.train_set), "images"),
+            describe.model(name, model, f"{data.img_size} x {data.img_size} pixels"),
+            describe.weights(self.config.model.checkpoint, f"classifier {self.head}"),
+        ]
+
     def _load(self, model: nn.Module, path: Path) -> None:
         try:
             tensors = released_weights.adapt(released_files.read_checkpoint(path), model)
@@ -174,15 +185,6 @@ class Classification:
             write_atomically(path.with_name(CONFUSION), lambda file: confusion.write(file, measured))
 
 
-def _open_validation(root: str, transform: Callable[..., Any], hint: str = "", **split: Any) -> Any:
-    """The validation images; prints which share of the images they are, and the hint, where they are held out."""
-    images = open_split(root, "val", transform, **split)
-    notice = getattr(images, "notice", "")
-    if notice and distributed.rank() == 0:
-        print(f"deformvit: {notice}{hint}", file=sys.stderr)
-    return images
-
-
 def open_evaluation(
     root: str,
     description: ClassifierDescription,
@@ -208,8 +210,11 @@ def open_evaluation(
     transform = eval_transform(
         description.img_size, description.crop_pct, resize or description.resize, description.mean, description.std
     )
-    hint = "; --holdout 1 measures all images" if holdout < 1 else ""
-    images = _open_validation(root, transform, hint, holdout=holdout, seed=seed)
+    images = open_split(root, "val", transform, holdout=holdout, seed=seed)
+    notice = getattr(images, "notice", "")
+    if notice and distributed.rank() == 0:
+        hint = "; --holdout 1 measures all images" if holdout < 1 else ""
+        print(f"deformvit: {notice}{hint}", file=sys.stderr)
     known = description.classes
     numbered = known == [str(i) for i in range(len(images.classes))]  # a converted file that was given no names
     if list(images.classes) != known and not numbered:
@@ -238,8 +243,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = ClassificationMetrics(classes)
-    silent = not progress or distributed.rank() > 0
-    for images, labels in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=silent or None):
+    for images, labels in track(batches, "evaluate", "batch", progress):
         metrics.update(model(images.to(device)).float(), labels.to(device))
     model.train(was_training)
     merged = ClassificationMetrics(classes)

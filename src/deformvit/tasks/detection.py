@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deformvit import distributed
 from deformvit.config import DetectionConfig
@@ -16,8 +15,9 @@ from deformvit.data import detection as coco
 from deformvit.data import detection_transforms as transforms
 from deformvit.metrics.detection import CocoMetrics
 from deformvit.models import files
-from deformvit.systems import Detector, build_detector, describe_detector
-from deformvit.tasks import image_sizes
+from deformvit.progress import track
+from deformvit.systems import Detector, build_detector, describe_detector, taken_weights
+from deformvit.tasks import describe, image_sizes
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
@@ -47,6 +47,20 @@ class Detection:
     def build_model(self) -> nn.Module:
         """The detector, its backbone from ``model.checkpoint`` where that is set."""
         return build_detector(self.config, len(self.classes), parse_args(self.config.model.args))
+
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Images, classes, model and starting weights, in words."""
+        data, config = self.config.data, self.config.model
+        return [
+            describe.images(data.root, self.train_set, self.val_set),
+            describe.classes(self.classes, self.train_set.label_counts(), "objects"),
+            describe.model(
+                f"{self.config.head.system} on {config.name}",
+                model,
+                f"{data.eval_size} pixels at the shorter side in evaluation",
+            ),
+            describe.weights(config.checkpoint, taken_weights(config.checkpoint)),
+        ]
 
     def body(self, model: nn.Module) -> nn.Module:
         """The backbone; what follows changes its shapes with every image."""
@@ -94,9 +108,7 @@ def evaluate(
     metrics = CocoMetrics(
         images.ground_truth, images.category_ids, images.image_ids, model.has_masks, model.config.detections
     )
-    silent = not progress or distributed.rank() > 0
-    shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
-    for batch, targets in shown:
+    for batch, targets in track(batches, "evaluate", "image", progress):
         found = model([image.to(device) for image in batch])
         for target, prediction in zip(targets, found, strict=True):
             metrics.update(int(target["image_id"]), prediction)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from deformvit import distributed
 from deformvit.config import SegmentationConfig, SegmentationDataConfig
@@ -19,8 +18,9 @@ from deformvit.data.segmentation import SegmentationImages, open_segmentation
 from deformvit.errors import UserError
 from deformvit.metrics.segmentation import SegmentationMetrics
 from deformvit.models import files
-from deformvit.systems import Segmenter, build_segmenter, describe_segmenter
-from deformvit.tasks import image_sizes
+from deformvit.progress import track
+from deformvit.systems import Segmenter, build_segmenter, describe_segmenter, taken_weights
+from deformvit.tasks import describe, image_sizes
 from deformvit.tasks.classification import parse_args
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
@@ -59,6 +59,20 @@ class Segmentation:
     def build_model(self) -> nn.Module:
         """The network, its backbone from ``model.checkpoint`` where that is set."""
         return build_segmenter(self.config, len(self.classes), parse_args(self.config.model.args))
+
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Images, classes, model and starting weights, in words."""
+        data, config = self.config.data, self.config.model
+        return [
+            describe.images(data.root, self.train_set, self.val_set),
+            describe.classes(self.classes, None, "images"),
+            describe.model(
+                f"{self.config.head.system} on {config.name}",
+                model,
+                f"crops of {data.crop_size} x {data.crop_size} pixels",
+            ),
+            describe.weights(config.checkpoint, taken_weights(config.checkpoint)),
+        ]
 
     def body(self, model: nn.Module) -> nn.Module:
         """The backbone."""
@@ -106,9 +120,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = SegmentationMetrics(model.num_classes, batches.images.ignore_label)
-    silent = not progress or distributed.rank() > 0
-    shown = tqdm(batches, desc="evaluate", unit="image", leave=False, disable=silent or None)
-    for image, labels in shown:  # one at a time, as they differ in size
+    for image, labels in track(batches, "evaluate", "image", progress):  # one at a time, as they differ in size
         predicted = model.predict(
             image[0].to(device), scales=data.eval_scales, flip=data.eval_flip, window=data.window,
             stride=data.window_stride,
