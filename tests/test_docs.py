@@ -75,8 +75,9 @@ def must_parse(line: str) -> None:
         return
     try:
         if name == "train":
-            config = recipes.ALL[words[0]]()
-            options = ["--run.dry-run" if word == "--dry-run" else word for word in words[1:]]
+            resumed = words[0] == "--run.resume"  # of any recipe
+            config = recipes.ALL["demo" if resumed else words[0]]()
+            options = ["--run.dry-run" if word == "--dry-run" else word for word in words[not resumed :]]
             tyro.cli(type(config), default=config, args=options)
         else:
             run = importlib.import_module(f"deformvit.cli.{name}").run

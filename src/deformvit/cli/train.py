@@ -118,8 +118,10 @@ def _go_on(folder: Path, name: str, words: list[str]) -> tuple[BaseConfig, str, 
         raise UserError(f"{folder} is a run of {recipe}, not of {name}; `deformvit train {RESUME} {folder}` goes on")
     _check_stranger(folder, before, words)
     before.run.output = before.run.resume = folder
+    known, args = options(before), before.model.args
+    before.model.args = {}  # for tyro, each entry of a mapping that is not empty would be an option of its own
     config = _parse(before, f"deformvit train {RESUME} {folder}", f"Go on with {folder}, a run of {recipe}.", words)
-    known = options(before)
+    before.model.args, config.model.args = args, config.model.args or args
     for option, value in options(config).items():
         if option in origin.asked and plain(value) == origin.asked[option]:
             set_option(config, option, known[option])  # as the run was begun, whatever was chosen then
