@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_model_is_refused(images, tmp_path):
     run(config)
     config.run.resume = config.run.output
     config.model.args["depths"] = "(1, 2, 4, 1)"
-    with pytest.raises(CheckpointError, match=r"begun with model\.args depths '\(1, 2, 2, 1\)', not '\(1, 2, 4, 1\)':"):
+    with pytest.raises(CheckpointError, match=r"depths '\(1, 2, 2, 1\)' and not '\(1, 2, 4, 1\)'\."):
         run(config)
     write_record(config.run.output, config, Origin())  # what the file says is not believed
     with pytest.raises(CheckpointError, match="does not belong to this run: model"):
