@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "tasks": LEAVES | {"config", "data", "metrics", "models", "systems", "tasks"},
     "inference": LEAVES | {"data", "models", "results", "systems"},
     "results": {"data", "drawing", "models"},
-    "figures": LEAVES | {"ops", "layers", "models", "figures"},
+    "figures": LEAVES | {"drawing", "figures", "layers", "models", "ops", "results"},
     "explore": LEAVES | {"explore", "inference", "layers", "models", "results"},
     "bench": LEAVES | {"config", "ops", "systems", "bench"},
     "paper": LEAVES | {"config", "engine", "figures", "ops", "paper", "recipes", "systems", "tasks"},

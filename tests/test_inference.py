@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import deformvit
-from deformvit import ClassifierDescription, UserError, load, save_for_hub, save_model
+from deformvit import ClassifierDescription, UserError, load, load_model, save_for_hub, save_model
 from deformvit.config import ClassificationConfig, DetectionConfig, DetectorConfig, SegmentationConfig, SegmenterConfig
 from deformvit.data.classification import SAMPLES
 from deformvit.metrics.detection import from_torchvision
@@ -346,3 +347,19 @@ def test_a_hub_folder_may_name_no_argument_of_its_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"pretrained_cfg": {"url": "http://x"}}}))
     with pytest.raises(UserError, match=r"config\.json: does not describe .*'pretrained_cfg'"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("resize", ["shorter", "square"])
+def test_pictures_show_what_the_network_sees_at_the_photos_resolution(resize):
+    model, described = load_model("dat_nano.cifar10")
+    described = dataclasses.replace(described, crop_pct=0.8, resize=resize)
+    made = deformvit.inference.predictor(model, described)
+    rows, columns = np.mgrid[0:300, 0:500]
+    wide = Image.fromarray(np.stack([rows * 255 // 300, columns * 255 // 500, rows * 0], -1).astype(np.uint8))
+    for image, side in ((wide, 240), (wide.resize((30, 20)), 32), (wide.resize((3200, 2400)), round(0.8 * 1024))):
+        picture = made.picture(image)
+        assert picture.size == (side, side)
+        small = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), dtype=np.float32) / 255
+        assert np.abs(small - made.view(image).permute(1, 2, 0).numpy()).mean() < 0.02
+    assert made.picture(wide, (20, 40)).size == (500, 300)
+    assert made.picture(wide.resize((3000, 300)), (20, 40)).size == (2048, 205)

@@ -37,6 +37,9 @@ from deformvit.systems import Detector, Segmenter
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 """An image: its file's path or bytes, a PIL image, uint8 (H, W, 3), or float (3, H, W) RGB from 0 to 1."""
 
+PICTURE = 1024
+"""Pixels of the shorter side that a picture of an image to look at has, where the image has as many."""
+
 
 @dataclass(frozen=True)
 class _Options:
@@ -170,29 +173,26 @@ class Predictor(Generic[R]):
     def _results(self, inputs: list[Tensor], batch: list[_Given], options: _Options) -> Iterator[R]:
         raise NotImplementedError
 
-    def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:
+    def view(self, image: Image.Image, size: Sequence[int] | None = None) -> Tensor:
         """What the network sees of an image, before normalisation: (3, h, w) RGB from 0 to 1.
 
         Args:
             image: RGB.
             size: classifiers: (H, W) that the whole image is resized to; by default as in evaluation.
-            times: classifiers: enlarge what is seen in evaluation by this, for a person to look at.
         """
         raise NotImplementedError
 
-    def predict_view(self, view: Tensor, *, top: int = 5, threshold: float = 0.5) -> R | None:
-        """The result of what :meth:`view` returned, boxes and maps in its pixels; None of a model without classes."""
-        with torch.inference_mode():
-            if not self.classes:
-                self.model(self.normalise(view)[None].to(self.device, next(self.model.parameters()).dtype))
-                return None
-            options = _Options(top, threshold)
-            image = to_image(view.clamp(0, 1))
-            return next(self._results([self.normalise(view)], [_Given(0, image, image)], options))
+    def picture(self, image: Image.Image, size: Sequence[int] | None = None) -> Image.Image:  # noqa: ARG002
+        """The part of an image that :meth:`view` takes, as sharp as the image is, for a person to look at."""
+        return shrunk(image)
 
-    def normalise(self, view: Tensor) -> Tensor:
-        """Views, RGB from 0 to 1, as the model is given them; detectors and segmentation networks normalise inside."""
-        return view
+    def predict_view(
+        self, image: Image.Image, size: Sequence[int] | None = None, *, top: int = 5, threshold: float = 0.5
+    ) -> R | None:
+        """The result of what :meth:`view` returns of an image; None of a model without classes."""
+        self.view(image, size)  # refuses a size that cannot be given
+        with torch.inference_mode():
+            return next(self._results([self.transform(image)], [_Given(0, image, image)], _Options(top, threshold)))
 
 
 class ClassificationPredictor(Predictor[ClassificationResult]):
@@ -206,19 +206,32 @@ class ClassificationPredictor(Predictor[ClassificationResult]):
         self._view = eval_transform(described.img_size, described.crop_pct, described.resize)
         return eval_transform(described.img_size, described.crop_pct, described.resize, described.mean, described.std)
 
-    def normalise(self, view: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.description.mean, self.description.std))
-        return (view - mean) / std
-
-    def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:
+    def view(self, image: Image.Image, size: Sequence[int] | None = None) -> Tensor:
         if size is None:
-            described = self.description
-            enlarged = eval_transform(described.img_size * times, described.crop_pct, described.resize)
-            return enlarged(image) if times > 1 else self._view(image)
+            return self._view(image)
         if len(size) != 2 or not 1 <= min(size) <= max(size) <= 8192:
             raise UserError(f"size must be a height and a width from 1 to 8192, got {tuple(size)}")
         bicubic = images_v2.InterpolationMode.BICUBIC
         return images_v2.resize(_tensor(image), list(size), bicubic, antialias=True).clamp(0, 1)
+
+    def picture(self, image: Image.Image, size: Sequence[int] | None = None) -> Image.Image:
+        if size is not None:
+            return shrunk(image)
+        described = self.description
+        side = max(round(min(*image.size, PICTURE) * described.crop_pct), described.img_size)
+        return to_image(eval_transform(side, described.crop_pct, described.resize)(image))
+
+    def predict_view(
+        self, image: Image.Image, size: Sequence[int] | None = None, *, top: int = 5, threshold: float = 0.5
+    ) -> ClassificationResult | None:
+        view = self.view(image, size)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.description.mean, self.description.std))
+        pixels = (view - mean) / std
+        with torch.inference_mode():
+            if not self.classes:
+                self.model(pixels[None].to(self.device, next(self.model.parameters()).dtype))
+                return None
+            return next(self._results([pixels], [_Given(0, image, image)], _Options(top, threshold)))
 
     def _results(self, inputs: list[Tensor], batch: list[_Given], options: _Options) -> Iterator[ClassificationResult]:
         if not self.classes:
@@ -235,7 +248,7 @@ class _ResizedInside:
 
     model: Detector | Segmenter
 
-    def view(self, image: Image.Image, size: Sequence[int] | None = None, times: int = 1) -> Tensor:  # noqa: ARG002
+    def view(self, image: Image.Image, size: Sequence[int] | None = None) -> Tensor:
         if size is not None:
             raise UserError(f"size is for classifiers and backbones; {type(self.model).__name__} resizes images itself")
         return images_v2.resize(_tensor(image), list(self.model.input_size(image.height, image.width)), antialias=True)
@@ -364,6 +377,15 @@ def to_image(source: Any, name: str = "image") -> Image.Image:
         eight_bits = (255 * source.detach().float().clamp(0, 1)).round().to(torch.uint8)
         return images_v2.to_pil_image(eight_bits.cpu())
     raise UserError(f"{name}: expected a path, a PIL image, a uint8 array or a tensor, got {type(source).__name__}")
+
+
+def shrunk(image: Image.Image, side: int = PICTURE) -> Image.Image:
+    """The image, or a smaller copy whose shorter side has that many pixels and whose longer side at most twice."""
+    factor = min(side / min(image.size), 2 * side / max(image.size))
+    if factor >= 1:
+        return image
+    width, height = (max(round(factor * length), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _tensor(image: Image.Image) -> Tensor:

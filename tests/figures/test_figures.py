@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deformvit import DeformableAttention, UserError, figures, load_model, record
+from deformvit.figures import common
 from deformvit.figures.common import COLOURS
 from deformvit.figures.offsets import flow_colours
 from deformvit.models.importance import key_importance
@@ -51,7 +52,7 @@ def test_keys_are_those_of_highest_score(trace, image):
     np.testing.assert_allclose(places, pixels[best].flip(-1).numpy(), rtol=1e-5)
     np.testing.assert_allclose(areas / areas.max(), (scores[best] / scores.max()).numpy(), rtol=1e-4)
     share = 100 * float(scores[best].sum() / scores.sum())
-    assert figure.axes[1].get_title(loc="left") == f"20 keys with {share:.0f} % of the importance"
+    assert figure.axes[1].get_label() == f"20 keys with {share:.0f} % of the importance"
 
 
 def test_keys_of_a_point_begin_at_its_query(trace, image):
@@ -64,9 +65,9 @@ def test_keys_of_a_point_begin_at_its_query(trace, image):
         torch.cat([entry.scores.flatten() for entry in key_importance(layers, 0, chosen)]).topk(20).values.flip(0)
         for chosen in (query, None)
     )
-    np.testing.assert_allclose(areas, 260 * (scores / scores.max()).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(areas / areas.max(), (scores / scores.max()).numpy(), rtol=1e-4)
     assert not np.allclose(everywhere, areas, rtol=0.1)
-    np.testing.assert_allclose(everywhere, 260 * (others / others.max()).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(everywhere / everywhere.max(), (others / others.max()).numpy(), rtol=1e-4)
     row, column = divmod(query, layers[-1].feature_hw[1])
     y, x = layers[-1].index_pixels(torch.tensor([row, column], dtype=torch.float32), HW).tolist()
     assert panel.collections[-1].get_offsets().tolist() == [pytest.approx([x, y])]
@@ -80,7 +81,8 @@ def test_query_shows_the_strongest_keys_of_a_head(trace, image, number):
     found = layer.attend([layer.query_at((9.0, 50.0), HW)], 1)
     best = found.weights[1, 0].topk(3).indices.flip(0)
     np.testing.assert_allclose(places, layer.index_pixels(found.keys[1, 0, best], HW).flip(-1).numpy(), rtol=1e-5)
-    np.testing.assert_allclose(areas, 190 * (found.weights[1, 0, best] / found.weights[1, 0].max()).numpy(), rtol=1e-5)
+    weights = found.weights[1, 0, best] / found.weights[1, 0].max()
+    np.testing.assert_allclose(areas / areas.max(), weights.numpy(), rtol=1e-5)
 
 
 def test_query_of_all_heads_adds_up_those_with_the_same_keys(trace, image):
@@ -90,15 +92,16 @@ def test_query_of_all_heads_adds_up_those_with_the_same_keys(trace, image):
     places, areas = circles(figure.axes[0])
     assert len(places) == 2 * found.weights.shape[-1]  # two groups
     per_group = found.weights[:, 0].unflatten(0, (2, -1)).sum(1).flatten()
-    np.testing.assert_allclose(np.sort(areas), np.sort(190 * (per_group / per_group.max()).numpy()), rtol=1e-4)
-    assert "100 % of its attention" in figure.axes[0].get_title(loc="left")
+    weights = np.sort((per_group / per_group.max()).numpy())
+    np.testing.assert_allclose(np.sort(areas) / areas.max(), weights, rtol=1e-4)
+    assert figure.axes[0].get_label() == f"a | all heads: {len(places)} keys, 100 % of its attention"
 
 
 def test_query_of_every_layer_beside_another_models(trace, image):
     rows = [[("ours", layer), ("again", layer)] for layer in trace.layers]
     figure = figures.query(image, rows, (39.9, 71.9), heads="each")
-    widest = max(2 * layer.num_heads for layer in trace.layers)
-    assert len(figure.axes) == len(trace.layers) * widest
+    assert len(figure.axes) == sum(2 * layer.num_heads for layer in trace.layers)
+    assert [axis.get_label().split(" | ")[0] for axis in figure.axes[:4]] == ["ours", "ours", "again", "again"]
 
 
 def test_the_star_is_the_nearest_query(trace, image):
@@ -128,7 +131,7 @@ def test_offset_statistics():
         assert entry.largest == pytest.approx(entry.mean, rel=1e-4)
         assert entry.deviation == pytest.approx(0, abs=1e-4)
         assert entry.saturated == 0
-        assert entry.outside == 0
+        assert str(entry.outside) == "all on the map"
 
 
 def test_saturated_and_outside_points_are_counted(trace):
@@ -137,8 +140,16 @@ def test_saturated_and_outside_points_are_counted(trace):
     reference, deformed = layer.points()
     reach = (deformed[0, 0] - reference).abs() * torch.tensor(layer.feature_hw) / 2.0
     assert entry.saturated == pytest.approx(float((reach >= 0.95).float().mean()))
-    outside = sum(1 for y, x in deformed[0, 0].flatten(0, 1).tolist() if abs(y) > 1 or abs(x) > 1)
-    assert entry.outside == pytest.approx(outside / deformed[0, 0, ..., 0].numel())
+    beyond = [max(abs(y) - 1, 0, abs(x) - 1) for y, x in deformed[0, 0].flatten(0, 1).tolist()]
+    assert entry.outside.count == sum(far > 0 for far in beyond) > 0
+    assert entry.outside.points == len(beyond)
+    # A half of the map's cells, less one, to a unit of position.
+    rows = [
+        max(max(abs(y) - 1, 0) * (layer.feature_hw[0] - 1), max(abs(x) - 1, 0) * (layer.feature_hw[1] - 1)) / 2
+        for y, x in deformed[0, 0].flatten(0, 1).tolist()
+    ]
+    assert entry.outside.farthest == pytest.approx(max(rows), rel=1e-4)
+    assert str(entry.outside) == f"{entry.outside.count} of {len(beyond)} off the map, by up to {max(rows):.1f} cells"
 
 
 def test_flow_colours():
@@ -150,18 +161,20 @@ def test_flow_colours():
 
 def test_offsets_draw_a_panel_a_group(trace, image):
     figure = figures.offsets(image, trace.deformable)
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert sum("group" in title for title in titles) == sum(layer.deformed.shape[1] for layer in trace.deformable)
-    drawn = next(axis for axis in figure.axes if axis.get_title(loc="left").startswith("group 1"))
+    titles = [axis.get_label().split(" | ")[0] for axis in figure.axes if axis.get_label()]
+    assert titles[:3] == ["stage 2, block 2, group 1", "stage 2, block 2, group 2", "stage 3, block 2, group 1"]
+    assert len(titles) == sum(layer.deformed.shape[1] for layer in trace.deformable)
+    drawn = figure.axes[0]
     layer = trace.deformable[0]
     move = layer.pixels(layer.deformed[0, 0], HW) - layer.pixels(layer.reference, HW)
     longest = max(entry.largest for entry in figures.offset_statistics([layer], HW))
-    np.testing.assert_allclose(drawn.images[0].get_array(), flow_colours(move, longest), atol=1e-6)
+    np.testing.assert_allclose(drawn.images[1].get_array(), flow_colours(move, longest), atol=1e-6)
 
 
 def test_objects_are_the_last_layers_of_the_last_two_stages(trace, image):
     figure = figures.objects(image, trace.deformable)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["stage 3, block 4", "stage 4, block 1"]
+    titles = [axis.get_label().split(" | ")[0] for axis in figure.axes]
+    assert titles == ["stage 3, block 4", "stage 4, block 1"]
     points, _ = circles(figure.axes[1])
     expected = trace.deformable[-1].pixels(trace.deformable[-1].deformed[0, 0], HW).flatten(0, 1).flip(-1)
     np.testing.assert_allclose(points, expected.numpy(), rtol=1e-5)
@@ -239,7 +252,7 @@ def test_a_saved_picture_shows_image_and_points(trace, image, tmp_path):
         inside = (column >= 0) & (column < width) & (row > 0) & (row < height)
         same = np.abs(pixels[height - 1 - row[inside], column[inside]] - expected).max(1) < 0.01
         assert same.mean() > 0.9  # of points that lie one on another, one may be an edge
-        blue = np.abs(pixels - [0.1, 0.1, 1]).max(2) < 0.01  # drawn at 0.9 over white
+        blue = np.abs(pixels - common.muted(common.picture(plain))[0, 0]).max(2) < 0.01
         left, right = (int(x) for x in axis.transData.transform([(0, 0), (HW[1], 0)])[:, 0])
         assert blue[:, left:right].sum() > 0.5 * (right - left) ** 2 * HW[0] / HW[1]
     assert (pixels[:5] == 1).all()  # the margin is white

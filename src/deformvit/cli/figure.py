@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deformvit.inference import Predictor
     from deformvit.models.trace import LayerRecord
 
-Kind = Literal["points", "keys", "objects", "query", "offsets", "curves"]
+Kind = Literal["summary", "points", "keys", "objects", "query", "offsets", "curves"]
 
 
 def main(words: list[str]) -> None:
@@ -49,19 +49,20 @@ def run(
     """Draw where a model looks, one picture for each image.
 
     Args:
-        kind: `points`: reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper);
-            `keys`: the keys that matter most in all deformable layers together (Fig. 5); `objects`: deformed points
-            over what a detector or segmentation network found (Fig. 6); `query`: the keys of highest attention for a
-            point (Fig. 7); `offsets`: offset fields as colours, with statistics; `curves`: training logs of runs.
+        kind: `summary`: photo, prediction, points, and attention beside Swin's windows in one wide picture; `points`:
+            reference grid, offset arrows and deformed points by layer and group (Fig. 2 of the paper); `keys`: the keys
+            that matter most in all deformable layers together (Fig. 5); `objects`: deformed points over what a detector
+            or segmentation network found (Fig. 6); `query`: the keys of highest attention for a point (Fig. 7);
+            `offsets`: offset fields as colours, with statistics; `curves`: training logs of runs.
         images: image files and folders whose images are taken, subfolders included; or `photo` for the embedded photo,
             `sample` for test images of the embedded Fashion-MNIST. For `curves`: folders of runs.
         model: a model file, a run's folder, a folder of the Hugging Face hub, or a name such as dat_nano.cifar10.
-        compare: `query` and --html: another model to show beside it.
+        compare: `query`, `summary` and --html: another model to show beside it.
         output: folder to write to.
         layers: which layers to draw, such as "stage 3, block 4", or numbers: 1 is the first deformable layer. All
             deformable layers by default; in a model without any, all attention layers are drawn and counted.
-        point: `query` and `keys`: height and width of a point, as shares of what the network sees; `query` takes the
-            middle by default, `keys` all points together.
+        point: `query`, `summary` and `keys`: height and width of a point, as shares of what the network sees; the
+            middle by default, for `keys` all points together.
         heads: `query`: mean, each, or numbers such as 1,3.
         count: `query` and `keys`: keys to draw; 30 and 150 by default.
         size: classifiers: resize the whole image to this height and width; by default what they are evaluated on.
@@ -80,13 +81,13 @@ def run(
         raise UserError(f"dpi and width must be positive, got {dpi} and {width}")
     if point is not None and not all(0 <= value <= 1 for value in point):
         raise UserError(f"point must be two shares from 0 to 1, got {point[0]} and {point[1]}")
-    if compare and kind != "query" and not html:
-        raise UserError(f"compare is for query and --html, not for {kind}")
+    if compare and kind not in ("query", "summary") and not html:
+        raise UserError(f"compare is for query, summary and --html, not for {kind}")
     chosen_heads = _heads(heads)
     if kind == "curves":
         if html:
             raise UserError("html shows images; curves are of runs")
-        _save(_curves(images), output / f"curves.{format}", width, dpi)
+        _save(_curves(images, width), output / f"curves.{format}", dpi)
         return
     inputs, models = sources(images), [model, *([compare] if compare else [])]
     if html:
@@ -100,10 +101,10 @@ def run(
         except UserError as error:
             failed.append(str(error))
             continue
-        title = ": ".join(part for part in (name, looks[0].headline) if part)
+        title = name if kind == "summary" else ": ".join(part for part in (name, looks[0].headline) if part)
         chosen = _chosen(looks[0], layers, model)
-        drawn = _draw(kind, looks, predictors, chosen, point, chosen_heads, count, title)
-        _save(drawn, output / f"{name}_{kind}.{format}", width, dpi)
+        drawn = _draw(kind, looks, predictors, chosen, point, chosen_heads, count, title, width)
+        _save(drawn, output / f"{name}_{kind}.{format}", dpi)
         if kind == "offsets":
             _print_offsets(looks[0], chosen)
     report(failed)
@@ -128,34 +129,42 @@ def _chosen(seen: Look, layers: tuple[str, ...], model: str) -> list[LayerRecord
 
 def _draw(
     kind: Kind, looks: list[Look], predictors: list[Predictor[Any]], chosen: list[LayerRecord],
-    point: tuple[float, float] | None, heads: str | list[int], count: int | None, title: str,
+    point: tuple[float, float] | None, heads: str | list[int], count: int | None, title: str, width: float | None,
 ) -> Figure:  # fmt: skip
     from deformvit import figures
+    from deformvit.models.files import short_name
 
     seen, names = looks[0], [predictor.name for predictor in predictors]
     many: dict[str, Any] = {} if count is None else {"count": count}
-    pixel = None if point is None else (point[0] * seen.hw[0], point[1] * seen.hw[1])
+    place: dict[str, Any] = {"title": title, "hw": seen.hw, "width": width}
+    middle = (0.5, 0.5) if kind != "keys" else None
+    share = middle if point is None else point
+    pixel = None if share is None else (share[0] * seen.hw[0], share[1] * seen.hw[1])
     moving = chosen if seen.trace.deformable else []  # a window layer among them is refused by name
     if kind == "points":
-        return figures.points(seen.overlay, moving, title=title)
+        return figures.points(seen.overlay, moving, **place)
     if kind == "offsets":
-        return figures.offsets(seen.view, moving, title=title)
+        return figures.offsets(seen.picture, moving, **place)
     if kind == "keys":
-        return figures.keys(seen.view, moving, title=title, point=pixel, **many)
+        return figures.keys(seen.picture, moving, point=pixel, **place, **many)
     if kind == "objects":
         if predictors[0].task == "classification":
             raise UserError(f"objects is for detectors and segmentation networks, and {names[0]} is neither")
-        return figures.objects(seen.overlay, moving, title=title)
-    middle = (0.5 * seen.hw[0], 0.5 * seen.hw[1]) if pixel is None else pixel
+        return figures.objects(seen.picture, moving, result=seen.result, **place)
+    assert pixel is not None
+    if len(looks) > 1 and looks[1].hw != seen.hw:
+        raise UserError(f"{names[0]} sees {seen.hw} pixels and {names[1]} {looks[1].hw}; give a size")
+    if kind == "summary":
+        if len(looks) > 1:
+            place |= {"other": looks[1].trace, "other_name": short_name(names[1])}
+        return figures.summary(seen.picture, seen.trace, point=pixel, result=seen.result, layers=moving, **place)
     rows = []
     for layer in chosen:
         line = [(_row(layer, names[0] if len(looks) > 1 else ""), layer)]
         if len(looks) > 1:
-            if looks[1].hw != seen.hw:
-                raise UserError(f"{names[0]} sees {seen.hw} pixels and {names[1]} {looks[1].hw}; give a size")
-            line.append((_row(beside := _counterpart(layer, looks[1]), names[1]), beside))
+            line.append((_row(other := _counterpart(layer, looks[1]), names[1]), other))
         rows.append(line)
-    return figures.query(seen.view, rows, middle, title=title, heads=heads, **many)
+    return figures.query(seen.picture, rows, pixel, heads=heads, **place, **many)
 
 
 def _row(layer: LayerRecord, model: str) -> str:
@@ -180,37 +189,42 @@ def _print_offsets(seen: Look, chosen: list[LayerRecord]) -> None:
 
     from deformvit import figures
 
-    print("layer               group   mean  largest  deviation  at bound  outside   (pixels)")
-    for entry in figures.offset_statistics(chosen, seen.hw):
+    entries = figures.offset_statistics(chosen, seen.hw)
+    wide = max(len("layer"), *(len(entry.layer) for entry in entries))
+    print(f"{'layer':<{wide}}  group   mean  largest  deviation  at bound  points off the map")
+    for entry in entries:
         bound = "" if math.isnan(entry.saturated) else f"{100 * entry.saturated:.0f} %"
         print(
-            f"{entry.layer:<19} {entry.group:>5}  {entry.mean:>5.1f}  {entry.largest:>7.1f}  {entry.deviation:>9.1f}  "
-            f"{bound:>8}  {100 * entry.outside:>5.0f} %"
+            f"{entry.layer:<{wide}}  {entry.group:>5}  {entry.mean:>5.1f}  {entry.largest:>7.1f}  "
+            f"{entry.deviation:>9.1f}  {bound:>8}  {entry.outside}"
         )
+    print("Lengths are pixels of what the network saw.")
+    for note in (*figures.outside_notes(chosen), *figures.grid_notes(chosen)):
+        print(note)
 
 
-def _curves(folders: list[Path]) -> Figure:
+def _curves(folders: list[Path], width: float | None) -> Figure:
     from deformvit import figures
 
-    return figures.curves(
-        dict(zip(names_for([str(f) for f in folders]), (figures.read_log(f) for f in folders), strict=True))
-    )
-
-
-def _save(drawn: Figure, target: Path, width: float | None, dpi: int) -> None:
-    from deformvit.storage import write_atomically
-
+    logs = {name: figures.read_log(f) for name, f in zip(names_for([str(f) for f in folders]), folders, strict=True)}
+    drawn = figures.curves(logs)
     if width is not None:
         inches = drawn.get_size_inches()
         drawn.set_size_inches(width, inches[1] * width / inches[0])
+    return drawn
+
+
+def _save(drawn: Figure, target: Path, dpi: int) -> None:
+    from deformvit.storage import write_atomically
+
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda path: drawn.savefig(path, dpi=dpi, format=target.suffix[1:]))
     print(target)
 
 
 SHOWN = {
-    "points": ("reference", "arrows", "deformed"), "offsets": ("arrows",), "objects": ("deformed",),
-    "keys": ("attention",), "query": ("attention",),
+    "summary": ("arrows", "deformed", "attention"), "points": ("reference", "arrows", "deformed"),
+    "offsets": ("arrows",), "objects": ("deformed",), "keys": ("attention",), "query": ("attention",),
 }  # fmt: skip
 """What a page of that kind shows when it is opened."""
 

@@ -8,15 +8,11 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as images_v2
 
-from deformvit.inference import ImageSource, Predictor, to_image
+from deformvit.inference import ImageSource, Predictor, shrunk, to_image
 from deformvit.models import trace
 from deformvit.models.trace import Trace
 from deformvit.results import Result
-
-DISPLAY = 672
-"""Pixels of the shorter side that a picture on the page has, where the image has as many."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +21,10 @@ class Look:
 
     view: Tensor
     """(3, H, W) from 0 to 1, what the network was given before normalisation."""
-    overlay: Tensor
-    """(3, H, W) the same with boxes, masks or labels on it; ``view`` itself where there are none."""
+    picture: Image.Image
+    """The same as sharp as the image is."""
+    overlay: Image.Image
+    """``picture`` with boxes, masks or labels on it; itself where there are none."""
     result: Result | None
     """None for a model without classes."""
     trace: Trace
@@ -65,16 +63,9 @@ def look(
     Raises:
         UserError: an image that cannot be read, or a size that the model cannot be given.
     """
-    view = predictor.view(to_image(source), size)
+    image = to_image(source)
+    view, picture = predictor.view(image, size), predictor.picture(image, size)
     with trace.scale_offsets(predictor.model, scale), trace.record(predictor.model) as recorded:
-        result = predictor.predict_view(view, top=top, threshold=threshold)
-    if result is None:
-        return Look(view, view, None, recorded)
-    drawn = result.overlay()
-    overlay = view if drawn is result.image else images_v2.to_dtype(images_v2.pil_to_tensor(drawn), scale=True)
-    return Look(view, overlay, result, recorded)
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """(3, H, W) from 0 to 1 -> RGB."""
-    return to_image(image.clamp(0, 1))
+        result = predictor.predict_view(image, size, top=top, threshold=threshold)
+    drawn = picture if result is None or predictor.task == "classification" else shrunk(result.overlay())
+    return Look(view, picture, drawn, result, recorded)

@@ -84,7 +84,7 @@ def write_page(
             looks = scales(at, 1.0)
             picture_id = f"picture{len(figures)}"
             views.append({**_stored(looks, at), "picture": f"#{picture_id}"})
-            jpeg = picture(looks.full, predictor, image, size)
+            jpeg = picture(looks.full)
             figures.append(still.figure(looks, _data_url(jpeg), picture_id, f"{Path(name).name}, {model}", show))
         images.append({"name": Path(name).name, "views": views})
     if not images:

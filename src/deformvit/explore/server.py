@@ -85,9 +85,9 @@ class Session:
         Raises:
             UserError: as :meth:`look`.
         """
-        return scales(lambda scale: self.look(image, model, scale)[0], shown)
+        return scales(lambda scale: self.look(image, model, scale), shown)
 
-    def look(self, image: str, model: int, scale: float) -> tuple[Look, Predictor[Any], Image.Image]:
+    def look(self, image: str, model: int, scale: float) -> Look:
         """An image through a model with offsets times ``scale``.
 
         Raises:
@@ -109,12 +109,13 @@ class Session:
                 while len(self._looks) > NEWEST and sum(map(_bytes, self._looks.values())) > MEMORY:
                     self._looks.popitem(last=False)
             self._looks.move_to_end(key)
-            return self._looks[key], chosen, self._images[image][1]
+            return self._looks[key]
 
 
 def _bytes(seen: Look) -> int:
-    tensors = [seen.view, seen.overlay, *(layer.x for layer in seen.trace.layers)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = [seen.view, *(layer.x for layer in seen.trace.layers)]
+    pictures = {id(picture): picture for picture in (seen.picture, seen.overlay)}.values()
+    return sum(t.numel() * t.element_size() for t in tensors) + sum(3 * p.width * p.height for p in pictures)
 
 
 def application(session: Session, hosts: list[str] | None = None) -> Starlette:
@@ -143,7 +144,7 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
         name = request.query_params.get("name", "image")[:200]
         return JSONResponse({"id": await run_in_threadpool(session.open, bytes(body), name), "name": name})
 
-    def asked(request: Request) -> tuple[Look, Predictor[Any], Image.Image]:
+    def asked(request: Request) -> Look:
         return session.look(
             request.query_params.get("image", ""), _number(request, "model"), _number(request, "scale", 1.0)
         )
@@ -153,12 +154,11 @@ def application(session: Session, hosts: list[str] | None = None) -> Starlette:
         return JSONResponse(view.view(session.scales(image, model, _number(request, "scale", 1.0))))
 
     def picture(request: Request) -> Response:
-        seen, model, image = asked(request)
-        jpeg = view.picture(seen, model, image)
-        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        seen = asked(request)
+        return Response(view.picture(seen), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     def attention(request: Request) -> Response:
-        seen, _, _ = asked(request)
+        seen = asked(request)
         layer, query = _number(request, "layer"), _number(request, "query")
         if not 0 <= layer < len(seen.trace.layers):
             raise UserError(f"there is no layer {layer}; there are {len(seen.trace.layers)}")

@@ -35,7 +35,7 @@ def figure(looks: Scales, picture: str, picture_id: str, title: str, show: Seque
     layer = None if start is None else looks.full.trace.layers[start]
     points = "" if layer is None else _points(layer, looks.full, show or SHOW)
     caption = html.escape(title if layer is None else f"{title}: {layer.label}, {layer.kind}")
-    if layer is not None and layer.deformed is not None and (shift := views.shift(layer)):
+    if layer is not None and layer.deformed is not None and (shift := round(layer.shift, 2)):
         caption += f" <small>grid {shift} pixels up and left: embeddings overlap</small>"
     box = f"{-FRAME * width:.4g} {-FRAME * height:.4g} {(1 + 2 * FRAME) * width:.4g} {(1 + 2 * FRAME) * height:.4g}"
     return (

@@ -7,21 +7,23 @@ points. An *answer* holds what one query attends to. All places are (y, x) in pi
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from deformvit.explore.look import DISPLAY, Look, to_picture
+from deformvit.explore.look import Look
 from deformvit.explore.scales import Scales, found, verdict
-from deformvit.inference import Predictor
+from deformvit.inference import shrunk
 from deformvit.layers import DeformableAttention
 from deformvit.layers.attention_weights import QueryAttention
 from deformvit.models.trace import LayerRecord, Trace
 
 Json = dict[str, Any]
+
+DISPLAY = 672
+"""Pixels of the shorter side that a picture on the page has, where the image has as many."""
 
 
 def view(looks: Scales) -> Json:
@@ -34,7 +36,7 @@ def view(looks: Scales) -> Json:
         "found": found(looks),
         "verdict": verdict(looks),
         "range": _offset_range(seen),
-        "changes": seen.overlay is not seen.view,
+        "changes": seen.overlay is not seen.picture,
         "start": first_layer(seen.trace),
         "layers": [described(layer, seen.hw) for layer in seen.trace.layers],
     }
@@ -74,14 +76,9 @@ def answer(layer: LayerRecord, query: int, hw: tuple[int, int]) -> Json:
     }
 
 
-def picture(seen: Look, predictor: Predictor[Any], image: Image.Image, size: Sequence[int] | None = None) -> bytes:
+def picture(seen: Look) -> bytes:
     """JPEG of what the network saw, as sharp as the image allows, with what was found on it."""
-    if predictor.task == "classification" and size is None:
-        times = max(min(DISPLAY, *image.size) // min(seen.hw), 1)
-        return encode(to_picture(predictor.view(image, times=times)))
-    shown = to_picture(seen.overlay)
-    shown.thumbnail((2 * DISPLAY, 2 * DISPLAY))
-    return encode(shown)
+    return encode(shrunk(seen.overlay, DISPLAY))
 
 
 def encode(image: Image.Image) -> bytes:
@@ -108,7 +105,7 @@ def described(layer: LayerRecord, hw: tuple[int, int]) -> Json:
         "map": [height, width],
         "first": _rounded(layer.index_pixels(torch.zeros(2), hw)),
         "step": _rounded(layer.index_pixels(torch.ones(2), hw) - layer.index_pixels(torch.zeros(2), hw)),
-        "shift": shift(layer),
+        "shift": round(layer.shift, 2),
         "reference": None,
         "deformed": None,
     }
@@ -116,11 +113,6 @@ def described(layer: LayerRecord, hw: tuple[int, int]) -> Json:
         told["reference"] = _rounded(layer.pixels(layer.reference, hw).flatten(0, 1))
         told["deformed"] = _points(layer, layer.deformed[0], hw)
     return told
-
-
-def shift(layer: LayerRecord) -> float:
-    """Image pixels by which the map's cells are centred up and left of what they stand for, as embeddings overlap."""
-    return round(layer.stride / 2 - layer.origin, 2) if layer.stride else 0.0
 
 
 def _points(layer: LayerRecord, positions: Tensor, hw: tuple[int, int]) -> list[list[list[float]]]:

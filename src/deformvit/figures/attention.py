@@ -10,28 +10,34 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from deformvit.errors import UserError
 from deformvit.figures import common
+from deformvit.figures.common import Extent, Picture
+from deformvit.figures.sheet import Legend, Panel, sheet
 from deformvit.models.importance import key_importance
 from deformvit.models.trace import LayerRecord
 
+LARGEST = 18.0
+"""Area in square points of the circle of the highest weight, for a panel one inch wide."""
+
 
 def keys(
-    image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: str = "", *,
-    point: tuple[float, float] | None = None, count: int = 150,
+    image: Picture, layers: Sequence[LayerRecord], index: int = 0, title: str = "", *,
+    point: tuple[float, float] | None = None, count: int = 150, hw: tuple[int, int] | None = None,
+    width: float | None = None,
 ) -> Figure:  # fmt: skip
     """Figure 5: the most important keys, by propagating attention through all given layers; circles sized by score.
 
     The propagation and its formula are in :mod:`deformvit.models.importance`.
 
     Args:
-        image: (3, H, W), values in [0, 1], as the network saw it.
+        image, index, title, hw, width: as in :func:`~deformvit.figures.points`.
         layers: deformable layers that :func:`deformvit.record` recorded, first to last.
-        index: which image of the recorded batch.
-        title: drawn above.
-        point: (y, x) pixels: follow the attention of the last layer's query there, instead of all queries alike.
+        point: (y, x) in pixels of what the network saw: follow the attention of the last layer's query there,
+            instead of all queries alike.
         count: how many keys to draw, those of the highest scores.
 
     Raises:
@@ -40,7 +46,7 @@ def keys(
     common.check_deformable(layers, index)
     if count < 1:
         raise UserError(f"count must be at least 1, got {count}")
-    hw = (image.shape[-2], image.shape[-1])
+    hw = common.size_of(image, hw)
     query = None if point is None else layers[-1].query_at(point, hw)
     found = key_importance(layers, index, query)
     scores = torch.cat([entry.scores.flatten() for entry in found])
@@ -48,55 +54,52 @@ def keys(
     number = torch.cat([torch.full((entry.scores.numel(),), i) for i, entry in enumerate(found)])
     best = scores.topk(min(count, len(scores))).indices.flip(0)  # the highest on top
     share = 100 * float(scores[best].sum() / scores.sum())
-
-    panel = common.panel_height(hw, 4.5)
-    figure = Figure(figsize=(9.4, panel + 0.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    margin = common.margin_for([places[best]], hw)
+    extent = common.extent_of([places[best]], hw)
     picture = common.picture(image)
-    common.show(left, picture, margin)
-    common.show(right, 0.55 * picture, margin)
-    sizes = 260 * (scores[best] / scores[best].max()).numpy()  # areas, so twice the score is twice the ink
-    colours = [common.COLOURS[int(i) % len(common.COLOURS)] for i in number[best]]
-    right.scatter(
-        places[best, 1], places[best, 0], s=sizes, facecolor=colours, alpha=0.75, edgecolor="black", linewidth=0.4
-    )
-    if point is not None:
-        for axis in (left, right):
-            _star(axis, layers[-1], layers[-1].query_at(point, hw), hw)
+    dark = common.muted(picture, 0.6, 0.36)
+
+    def seen(axis: Axes, _inches: float) -> None:
+        common.show(axis, picture, extent)
+        if query is not None:
+            draw_star(axis, layers[-1], query, hw)
+
+    def important(axis: Axes, inches: float) -> None:
+        common.show(axis, dark, extent)
+        draw_circles(axis, inches, dark, places[best], scores[best], number[best].tolist(), hw)
+        if query is not None:
+            draw_star(axis, layers[-1], query, hw)
+
     handles = [
         Line2D([], [], marker="o", linestyle="", color=common.COLOURS[i % len(common.COLOURS)], markeredgecolor="black")
         for i in range(len(found))
     ]
-    names = [entry.layer.label for entry in found]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), fontsize=8, frameon=False)
-    left.set_title("what the network saw", fontsize=9, loc="left")
-    right.set_title(f"{len(best)} keys with {share:.0f} % of the importance", fontsize=9, loc="left")
-    if title:
-        figure.suptitle(title, fontsize=11, parse_math=False)
-    return figure
+    panels = [
+        [Panel(seen, "what the network saw")],
+        [Panel(important, f"{len(best)} keys with {share:.0f} % of the importance")],
+    ]
+    legend = Legend(handles, [entry.layer.label for entry in found])
+    return sheet(panels, extent.aspect, title=title, notes=common.grid_notes(layers), legend=legend, width=width or 9.6)
 
 
 def query(
-    image: Tensor, rows: Sequence[Sequence[tuple[str, LayerRecord]]], point: tuple[float, float], index: int = 0,
-    title: str = "", *, heads: str | Sequence[int] = "mean", count: int = 30,
+    image: Picture, rows: Sequence[Sequence[tuple[str, LayerRecord]]], point: tuple[float, float], index: int = 0,
+    title: str = "", *, heads: str | Sequence[int] = "mean", count: int = 30, hw: tuple[int, int] | None = None,
+    width: float | None = None,
 ) -> Figure:  # fmt: skip
     """Figure 7: the keys of highest attention for the query at a chosen point.
 
     Args:
-        image: (3, H, W), values in [0, 1], as the networks saw it.
+        image, index, title, hw, width: as in :func:`~deformvit.figures.points`.
         rows: labels and layers that :func:`deformvit.record` recorded, of any kind of attention; the
-            layers of a row stand side by side, as those of several models.
-        point: (y, x) in pixels of the image; each layer's query nearest to it is shown.
-        index: which image of the recorded batch.
-        title: drawn above.
+            layers of a row stand together, as those of several models.
+        point: (y, x) in pixels of what the network saw; each layer's query nearest to it is shown.
         heads: "mean" of all heads, "each" head, or numbers of heads counted from 1; a panel for each.
         count: how many keys to draw in a panel.
 
     Raises:
         ValueError: no layers, a point that is not on the image, or no such head.
     """
-    hw = (image.shape[-2], image.shape[-1])
+    hw = common.size_of(image, hw)
     if not any(rows):
         raise UserError("no attention layers were recorded")
     if count < 1:
@@ -105,64 +108,98 @@ def query(
         raise UserError(f"point must be on the image of {hw[0]} x {hw[1]} pixels, got {point}")
     common.check_index([layer for row in rows for _, layer in row], index)
     lines = [
-        [panel for name, layer in row for panel in _panels(name, layer, point, hw, index, heads, count)] for row in rows
+        [panel for name, layer in row for panel in attended(name, layer, point, hw, index, heads, count)]
+        for row in rows
     ]
-    margin = common.margin_for([panel.places for line in lines for panel in line], hw)
-    cols = max(len(line) for line in lines)
-    width = 3.4 if cols < 4 else 2.4
-    figure = Figure(
-        figsize=(width * cols + 0.2, (common.panel_height(hw, width) + 0.35) * len(rows) + 0.5), layout="constrained"
-    )
-    axes = figure.subplots(len(rows), cols, squeeze=False)
-    picture = 0.6 * common.picture(image)
-    for row, line in zip(axes, lines, strict=True):
-        for axis in row[len(line) :]:
-            axis.set_axis_off()
-        for axis, panel in zip(row, line, strict=False):
-            common.show(axis, picture, margin)
-            axis.scatter(
-                panel.places[:, 1], panel.places[:, 0], s=190 * (panel.weights / panel.weights.max()).numpy(),
-                facecolor=[common.COLOURS[int(g) % len(common.COLOURS)] for g in panel.groups],
-                edgecolor="black", linewidth=0.4, alpha=0.8,
-            )  # fmt: skip
-            _star(axis, panel.layer, panel.layer.query_at(point, hw), hw)
-            share = 100 * float(panel.weights.sum())
-            axis.set_title(
-                f"{panel.name}\n{panel.head}: {len(panel.weights)} keys, {share:.0f} % of its attention",
-                fontsize=7, loc="left", parse_math=False,
-            )  # fmt: skip
-    if title:
-        figure.suptitle(title, fontsize=11, parse_math=False)
-    return figure
+    extent = common.extent_of([panel.places for line in lines for panel in line], hw)
+    picture = common.muted(common.picture(image), 0.6, 0.36)
+    parts = [[panel.drawn(picture, extent) for panel in line] for line in lines]
+    alone = sum(map(len, parts)) == 1
+    notes = [
+        "Star: the query; circles: its strongest keys, their area is the attention weight, colours are offset groups. "
+        "White frame: all that a layer of windows or neighbourhoods can reach.",
+        *common.grid_notes([layer for row in rows for _, layer in row if layer.deformed is not None]),
+    ]
+    return sheet(parts, extent.aspect, title=title, notes=notes, width=width or (5.2 if alone else None))
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Attended:
+    """What a query attends to with one head or all of a layer."""
+
     name: str
     layer: LayerRecord
     head: str
+    query: int
     places: Tensor
     """(K, 2) pixels of the keys, weakest first."""
     weights: Tensor
-    groups: np.ndarray
+    groups: list[int]
     """Which of the layer's sets of keys each belongs to."""
+    reach: tuple[float, float, float, float] | None
+    """Top, left, bottom, right of all that it could attend to, in pixels; None where that is the whole map."""
+
+    def drawn(self, picture: np.ndarray, extent: Extent) -> Panel:
+        """The panel, on a picture of what the network saw."""
+        share = 100 * float(self.weights.sum())
+
+        def draw(axis: Axes, inches: float) -> None:
+            common.show(axis, picture, extent)
+            if self.reach is not None:
+                draw_frame(axis, self.reach)
+            draw_circles(axis, inches, picture, self.places, self.weights, self.groups, extent.hw)
+            draw_star(axis, self.layer, self.query, extent.hw)
+
+        note = f"{len(self.weights)} keys, {share:.0f} % of its attention"
+        return Panel(draw, self.name, f"{self.head}: {note}" if self.head else note)
 
 
-def _panels(
+def attended(
     name: str, layer: LayerRecord, point: tuple[float, float], hw: tuple[int, int], index: int,
     heads: str | Sequence[int], count: int,
-) -> list[_Panel]:  # fmt: skip
-    found = layer.attend([layer.query_at(point, hw)], index)
-    places, weights = layer.index_pixels(found.keys[:, 0].cpu(), hw), found.weights[:, 0].cpu()
+) -> list[Attended]:  # fmt: skip
+    """For each chosen head, or all together, the strongest keys of the query at a point."""
+    query_ = layer.query_at(point, hw)
+    found = layer.attend([query_], index)
+    keys_, weights = found.keys[:, 0].cpu(), found.weights[:, 0].cpu()
+    places, reach = layer.index_pixels(keys_, hw), None
+    if layer.kind in ("window", "shifted", "neighborhood"):
+        reach = frame(layer, keys_[0][(weights > 0).any(0)], hw)
     return [
-        _Panel(
-            name,
-            layer,
-            "all heads" if head is None else f"head {head + 1}",
-            *_best(places, weights, layer.key_sets, head, count),
+        Attended(
+            name, layer, "all heads" if head is None else f"head {head + 1}", query_,
+            *_best(places, weights, layer.key_sets, head, count), reach,
         )
         for head in _chosen_heads(heads, layer.num_heads)
-    ]
+    ]  # fmt: skip
+
+
+def frame(layer: LayerRecord, cells: Tensor, hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Top, left, bottom, right in pixels of what (N, 2) cells of a map cover."""
+    top, left = layer.index_pixels(cells.min(0).values - 0.5, hw).tolist()
+    bottom, right = layer.index_pixels(cells.max(0).values + 0.5, hw).tolist()
+    return top, left, bottom, right
+
+
+def draw_frame(axis: Axes, reach: tuple[float, float, float, float]) -> None:
+    """A rectangle that is seen on any ground."""
+    top, left, bottom, right = reach
+    edge = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1.2)
+    edge.set_path_effects(common.halo("white", 1.2))
+    axis.add_patch(edge)
+
+
+def draw_circles(
+    axis: Axes, inches: float, picture: np.ndarray, places: Tensor, weights: Tensor, sets: Sequence[int],
+    hw: tuple[int, int],
+) -> None:  # fmt: skip
+    """A circle on each of (K, 2) keys in pixels, its area by weight and its colour by the set it is of."""
+    axis.scatter(
+        places[:, 1], places[:, 0],
+        s=(LARGEST * inches**2 * weights / weights.max()).numpy(),  # areas: twice the weight is twice the ink
+        facecolor=[common.COLOURS[number % len(common.COLOURS)] for number in sets],
+        edgecolor=common.edges(picture, places.numpy(), hw), linewidth=0.5, alpha=0.85,
+    )  # fmt: skip
 
 
 def _chosen_heads(heads: str | Sequence[int], number: int) -> list[int | None]:
@@ -180,7 +217,7 @@ def _chosen_heads(heads: str | Sequence[int], number: int) -> list[int | None]:
 
 def _best(
     places: Tensor, weights: Tensor, groups: list[int], head: int | None, count: int
-) -> tuple[Tensor, Tensor, np.ndarray]:
+) -> tuple[Tensor, Tensor, list[int]]:
     """The keys of highest weight, weakest first: (K, 2) places, (K,) weights, and (K,) the set that they are of.
 
     Args:
@@ -199,10 +236,11 @@ def _best(
         weights = torch.cat([weights[chosen].sum(0) for chosen in members]) / len(groups)
     best = weights.topk(min(count, len(weights))).indices.flip(0)
     best = best[weights[best] > 0]
-    return places[best], weights[best], number[best].numpy()
+    return places[best], weights[best], number[best].tolist()
 
 
-def _star(axis: Axes, layer: LayerRecord, query_: int, hw: tuple[int, int]) -> None:
-    width = layer.feature_hw[1]
-    y, x = layer.index_pixels(torch.tensor([query_ // width, query_ % width], dtype=torch.float32), hw).tolist()
+def draw_star(axis: Axes, layer: LayerRecord, query_: int, hw: tuple[int, int]) -> None:
+    """Where a query, counted row by row, is on the image."""
+    row, column = divmod(query_, layer.feature_hw[1])
+    y, x = layer.index_pixels(torch.tensor([row, column], dtype=torch.float32), hw).tolist()
     axis.scatter([x], [y], s=130, marker="*", facecolor="white", edgecolor="black", linewidth=0.8, zorder=5)

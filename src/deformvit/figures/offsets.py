@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from deformvit.figures import common
+from deformvit.figures.common import Picture
+from deformvit.figures.sheet import Panel, sheet
 from deformvit.layers import DeformableAttention
 from deformvit.models.trace import LayerRecord
 from deformvit.ops import grid
@@ -33,8 +37,8 @@ class OffsetStatistics:
     """Of the offsets from their mean, in pixels: 0 where all points move alike."""
     saturated: float
     """Share of coordinates at 95 % or more of the offset range; NaN where there is no range."""
-    outside: float
-    """Share of points off the map, where features are zero."""
+    outside: common.Outside
+    """The points off the map, where features fade to zero."""
 
 
 def offset_statistics(
@@ -60,57 +64,67 @@ def offset_statistics(
                 OffsetStatistics(
                     layer.label, group, float(length.mean()), float(length.max()),
                     float((move - move.mean(0)).norm(dim=-1).mean()), saturated,
-                    float((pos.abs() > 1).any(-1).float().mean()),
+                    common.outside(layer, index, group - 1),
                 )
             )  # fmt: skip
     return found
 
 
-def offsets(image: Tensor, layers: Sequence[LayerRecord], index: int = 0, title: str = "") -> Figure:
-    """The offset field of every layer (rows) and group (columns) as flow colours: hue is direction, strength is length.
+def offsets(
+    image: Picture, layers: Sequence[LayerRecord], index: int = 0, title: str = "", *,
+    hw: tuple[int, int] | None = None, width: float | None = None,
+) -> Figure:  # fmt: skip
+    """The offset field of every layer and group as flow colours on the image: hue is direction, strength is length.
 
     Args:
-        image: (3, H, W), values in [0, 1], as the network saw it; drawn in the first column.
-        layers: deformable layers that :func:`deformvit.record` recorded.
-        index: which image of the recorded batch.
-        title: drawn above.
+        image, layers, index, title, hw, width: as in :func:`~deformvit.figures.points`.
 
     Raises:
         ValueError: no deformable layers were recorded.
     """
     common.check_deformable(layers, index)
-    hw = (image.shape[-2], image.shape[-1])
+    hw = common.size_of(image, hw)
     statistics = {(entry.layer, entry.group): entry for entry in offset_statistics(layers, hw, index)}
-    cols = 1 + max(layer.points()[1].shape[1] for layer in layers)
-    panel = common.panel_height(hw, 2.2)
-    figure = Figure(figsize=(2.2 * cols + 0.2, (panel + 0.5) * len(layers) + 0.5), layout="constrained")
-    axes = figure.subplots(len(layers), cols, squeeze=False)
-    picture = common.picture(image)
-    for row, layer in enumerate(layers):
+    picture = common.muted(common.picture(image), 0.0)
+    parts = []
+    for layer in layers:
         reference, deformed = layer.points()
-        move = layer.pixels(deformed[index], hw) - layer.pixels(reference, hw)
-        longest = max(statistics[layer.label, g + 1].largest for g in range(len(move)))
-        for col, axis in enumerate(axes[row]):
-            axis.set_axis_off()
-            group = col - 1
-            if col == 0:
-                common.show(axis, picture)
-                axis.set_title(layer.label, fontsize=8, loc="left", fontweight="bold")
-                wheel = axis.inset_axes((0.72, 0.02, 0.26, 0.26 * hw[1] / hw[0]))
-                _wheel(wheel)
-                wheel.set_title(f"{longest:.1f} px", fontsize=6, pad=1, color="white", backgroundcolor="#00000080")
-            elif group < len(move):
-                field = flow_colours(move[group].cpu(), longest)
-                axis.imshow(field, extent=(0, hw[1], hw[0], 0), interpolation="nearest")
-                entry = statistics[layer.label, group + 1]
-                saturated = "" if np.isnan(entry.saturated) else f", {100 * entry.saturated:.0f} % at the bound"
-                axis.set_title(
-                    f"group {group + 1}: mean {entry.mean:.1f}, deviation {entry.deviation:.1f} px\n"
-                    f"{100 * entry.outside:.0f} % outside{saturated}", fontsize=6, loc="left",
-                )  # fmt: skip
-    if title:
-        figure.suptitle(title, fontsize=11, parse_math=False)
-    return figure
+        move = (layer.pixels(deformed[index], hw) - layer.pixels(reference, hw)).cpu()
+        groups = [statistics[layer.label, group + 1] for group in range(len(move))]
+        longest = max(entry.largest for entry in groups)
+        parts.append(
+            [
+                Panel(
+                    partial(_field, picture, flow_colours(field, longest), longest, hw),
+                    f"{layer.label}, group {entry.group}",
+                    f"mean {entry.mean:.1f}, deviation {entry.deviation:.1f} px; {_bound(entry)}",
+                )
+                for entry, field in zip(groups, move, strict=True)
+            ]
+        )
+    notes = [
+        "A cell is a reference point, its colour the offset, the wheel says which; px: pixels of what the network saw. "
+        "Deviation: of the offsets from their mean, 0 where all points move alike.",
+        *common.outside_notes(layers),
+        *common.grid_notes(layers),
+    ]
+    return sheet(parts, common.Extent(hw).aspect, title=title, notes=notes, width=width)
+
+
+def _bound(entry: OffsetStatistics) -> str:
+    saturated = "" if np.isnan(entry.saturated) else f", {100 * entry.saturated:.0f} % at the bound"
+    return f"{entry.outside}{saturated}"
+
+
+def _field(
+    picture: np.ndarray, field: np.ndarray, longest: float, hw: tuple[int, int], axis: Axes, _inches: float
+) -> None:
+    common.show(axis, picture, common.Extent(hw))
+    axis.imshow(field, extent=(0, hw[1], hw[0], 0), interpolation="nearest", alpha=0.72)
+    wide, tall = (0.22 * min(hw) / side for side in (hw[1], hw[0]))
+    wheel = axis.inset_axes((0.98 - wide, 0.02, wide, tall))
+    _wheel(wheel)
+    wheel.set_title(f"{longest:.1f} px", fontsize=6, pad=2, color="white", path_effects=common.halo("white", 0.6))
 
 
 def flow_colours(move: Tensor, longest: float) -> np.ndarray:
@@ -120,11 +134,11 @@ def flow_colours(move: Tensor, longest: float) -> np.ndarray:
     return hsv_to_rgb(torch.stack([angle, strength, torch.ones_like(angle)], -1).numpy())
 
 
-def _wheel(axis: object) -> None:
+def _wheel(axis: Axes) -> None:
     """What direction a colour stands for."""
     line = torch.linspace(-1, 1, 65)
     move = torch.stack(torch.broadcast_tensors(line[:, None], line[None, :]), -1)
     colours = flow_colours(move, 1.0)
     alpha = (move.norm(dim=-1) <= 1).numpy().astype(float)
-    axis.imshow(np.dstack([colours, alpha]))  # type: ignore[attr-defined]
-    axis.set_axis_off()  # type: ignore[attr-defined]
+    axis.imshow(np.dstack([colours, alpha]))
+    axis.set_axis_off()

@@ -58,6 +58,15 @@ class LayerRecord:
         return self.x.shape[-2], self.x.shape[-1]
 
     @property
+    def shift(self) -> float:
+        """Image pixels by which the map's cells are centred up and left of the middles of the patches they stand for.
+
+        0 where patches do not overlap. Kernels that overlap, such as 3 x 3 with stride 2, are centred on every n-th
+        pixel beginning with the first, so that the map's middle lies up and left of the image's.
+        """
+        return self.stride / 2 - self.origin if self.stride else 0.0
+
+    @property
     def num_heads(self) -> int:
         """Heads M."""
         return int(self.layer.num_heads)  # type: ignore[arg-type] # all LAYERS have it
