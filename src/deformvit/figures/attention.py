@@ -175,10 +175,10 @@ def attended(
 
 
 def frame(layer: LayerRecord, cells: Tensor, hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Top, left, bottom, right in pixels of what (N, 2) cells of a map cover."""
+    """Top, left, bottom, right in pixels of what (N, 2) cells of a map cover of the image."""
     top, left = layer.index_pixels(cells.min(0).values - 0.5, hw).tolist()
     bottom, right = layer.index_pixels(cells.max(0).values + 0.5, hw).tolist()
-    return top, left, bottom, right
+    return max(top, 0.0), max(left, 0.0), min(bottom, hw[0]), min(right, hw[1])
 
 
 def draw_frame(axis: Axes, reach: tuple[float, float, float, float]) -> None:

@@ -65,7 +65,8 @@ def sheet(
     lines = [list(itertools.islice(panels, count)) for count in rows]
     wide = width or min(max(2.1 * max(rows), 3.4 * min(rows), 5.2), 15.0)
     sides = [(wide - GAP * (count + 1)) / count for count in rows]
-    strips = [max(strip_of(panel, side) for panel in line) for line, side in zip(lines, sides, strict=True)]
+    below = [note_lines(line, side) for line, side in zip(lines, sides, strict=True)]
+    strips = [strip_of(number) for number in below]
     head = 0.34 if title else 0.02
     keys, columns = _legend_size(legend, wide)
     written = [line for note in notes for line in wrapped(note, wide - 2 * GAP, 7.5)]
@@ -74,9 +75,10 @@ def sheet(
     tall += keys + foot
     figure = Figure(figsize=(wide, tall))
     y = tall - head
-    for line, side, strip in zip(lines, sides, strips, strict=True):
+    for line, side, strip, number in zip(lines, sides, strips, below, strict=True):
         for column, panel in enumerate(line):
-            place(figure, panel, GAP + column * (side + GAP), y - strip - side * aspect, side, side * aspect)
+            left = GAP + column * (side + GAP)
+            place(figure, panel, left, y - strip - side * aspect, side, side * aspect, number)
         y -= strip + side * aspect + GAP
     if title:
         write(figure, title, wide / 2, tall - 0.11, wide - 2 * GAP, 11.0, ha="center", va="top")
@@ -90,19 +92,21 @@ def sheet(
     return figure
 
 
-def place(figure: Figure, panel: Panel, left: float, bottom: float, wide: float, tall: float) -> Axes:
-    """Draw a panel into a rectangle of the figure, in inches from its lower left corner, with its title above."""
+def place(figure: Figure, panel: Panel, left: float, bottom: float, wide: float, tall: float, below: int) -> Axes:
+    """Draw a panel into a rectangle of the figure, in inches from its lower left corner, with its title above.
+
+    ``below`` is the number of lines that notes have below the titles, or 0: they stand beside these.
+    """
     width, height = figure.get_size_inches()
     axes = figure.add_axes((left / width, bottom / height, wide / width, tall / height))
     axes.set_axis_off()
     panel.draw(axes, wide)
-    below = _below(panel, wide)
     base = bottom + tall + 0.05
-    write(figure, panel.title, left, base + LINE * len(below), wide, 8.5, weight="bold")
+    write(figure, panel.title, left, base + LINE * below, wide, 8.5, weight="bold")
     if not below:
         write(figure, panel.note, left + wide, base, wide, 7.5, color="0.3", ha="right")
-    for number, line in enumerate(reversed(below)):
-        write(figure, line, left, base + LINE * number, wide, 7.5, color="0.3")
+    for number, line in enumerate(_wrapped_note(panel, wide) if below else (), 1):
+        write(figure, line, left, base + LINE * (below - number), wide, 7.5, color="0.3")
     axes.set_label(" | ".join(part for part in (panel.title, panel.note) if part))
     return axes
 
@@ -159,16 +163,21 @@ def checked_width(width: float | None) -> float | None:
     return width
 
 
-def strip_of(panel: Panel, wide: float) -> float:
-    """Inches that title and note need above a panel of that width."""
-    return LINE * (1 + len(_below(panel, wide))) + 0.06
+def note_lines(panels: Sequence[Panel], wide: float) -> int:
+    """Lines that the notes of a row of panels of that width need below the titles; 0 if all have room beside them."""
+    used = [inches(panel.title, 8.5, "bold") + inches(panel.note, 7.5) + 0.15 for panel in panels if panel.note]
+    if max(used, default=0.0) <= wide:
+        return 0
+    return max(len(_wrapped_note(panel, wide)) for panel in panels)
 
 
-def _below(panel: Panel, wide: float) -> list[str]:
-    """The lines of the note, if it has no room beside the title."""
-    if not panel.note or inches(panel.title, 8.5, "bold") + inches(panel.note, 7.5) + 0.15 <= wide:
-        return []
-    if inches(panel.note, 6.5) <= wide:
+def strip_of(below: int) -> float:
+    """Inches that titles and so many lines of notes need above a row."""
+    return LINE * (1 + below) + 0.06
+
+
+def _wrapped_note(panel: Panel, wide: float) -> list[str]:
+    if panel.note and inches(panel.note, 6.5) <= wide:
         return [panel.note]
     return wrapped(panel.note, wide, 7.5)
 

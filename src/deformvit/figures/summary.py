@@ -18,7 +18,7 @@ from deformvit.figures import attention, common
 from deformvit.figures.common import Extent, Picture
 from deformvit.figures.objects import draw_found
 from deformvit.figures.points import draw_points
-from deformvit.figures.sheet import GAP, LINE, Panel, checked_width, inches, place, strip_of, wrapped, write
+from deformvit.figures.sheet import GAP, LINE, Panel, checked_width, inches, note_lines, place, strip_of, wrapped, write
 from deformvit.layers import WindowAttention
 from deformvit.layers.attention_weights import attention_weights
 from deformvit.models.trace import LayerRecord, Trace
@@ -71,7 +71,8 @@ def summary(
     # The photo is as tall as both rows: side * (above + below) + second + GAP = seen * photo, and side by side
     # photo + told + COLUMNS * side and the gaps are as wide as the figure.
     shapes, room = (above.aspect + below.aspect) / seen.aspect, wide - told - (COLUMNS + 3) * GAP
-    first, second = (max(strip_of(panel, room / (shapes + COLUMNS)) for panel in panels) for panels in (upper, lower))
+    lines = [note_lines(panels, 0.95 * room / (shapes + COLUMNS)) for panels in (upper, lower)]
+    first, second = map(strip_of, lines)
     side = (room - (second + GAP) / seen.aspect) / (shapes + COLUMNS)
     rows = side * (above.aspect + below.aspect) + second + GAP
     foot = LINE * len(notes) + 0.06
@@ -84,15 +85,15 @@ def summary(
 
     bottom = foot + GAP
     sees = f"the network sees {hw[0]} x {hw[1]} pixels"
-    place(figure, Panel(photo, title or "image", sees), GAP, bottom, rows / seen.aspect, rows)
+    place(figure, Panel(photo, title or "image", sees), GAP, bottom, rows / seen.aspect, rows, 0)
     left = 2 * GAP + rows / seen.aspect
     _tell(figure, result, left, bottom, told, rows)
     left += told + GAP
-    for panels, y, extent in (
-        (upper, bottom + side * below.aspect + second + GAP, above), (lower, bottom, below),
+    for panels, y, extent, number in (
+        (upper, bottom + side * below.aspect + second + GAP, above, lines[0]), (lower, bottom, below, lines[1]),
     ):  # fmt: skip
         for column, panel in enumerate(panels):
-            place(figure, panel, left + column * (side + GAP), y, side, side * extent.aspect)
+            place(figure, panel, left + column * (side + GAP), y, side, side * extent.aspect, number)
     for number, note in enumerate(reversed(notes)):
         write(figure, note, GAP, 0.05 + LINE * number, wide - 2 * GAP, 7.5, color="0.3")
     return figure
