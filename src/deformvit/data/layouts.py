@@ -61,7 +61,8 @@ def hint(root: Path, wanted: Layout) -> str:
     """What to do with a folder that has another layout than the one wanted; empty where nothing is known of it."""
     layout = recognise(root)
     if layout in ("yolo", "voc"):
-        return f"; this is {NAMES[layout]}: `deformvit data convert {root} OUT` writes it in COCO's format"
+        command = f"deformvit data convert {root} OUT"
+        return f"; this is {NAMES[layout]}: `{command}` writes it in COCO's format, for detection"
     if layout != wanted and layout != "classification":
         return f"; this is {NAMES[layout]}"
     return ""
