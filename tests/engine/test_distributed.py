@@ -84,6 +84,7 @@ def test_one_process_goes_on_where_two_stopped(images, tmp_path):
     before = weights(tmp_path / "run", "model")
     config = small(images, tmp_path / "run", epochs=2)
     config.run.resume = config.run.output
+    config.model.drop_path_rate = 0.0
     config.run.ema = 0.9
     run(config)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [12, 6]
