@@ -170,6 +170,13 @@ def test_labels_to_ignore_are_not_painted():
     assert (picture[10:20, 10:20] == 128).all()
 
 
+def test_the_background_stays_as_it_is():
+    picture = np.asarray(drawing.labels(GRAY, label_map(), ["Background", "road", "car"], names=False))
+    assert (picture[:, :96] == 128).all()
+    assert (picture[:, 97:] != 128).any()
+    assert "background" in drawing.BACKGROUND
+
+
 def test_the_legend_lists_the_classes_that_occur_by_area():
     colours = drawing.palette(3)
     picture = np.asarray(drawing.labels(GRAY, label_map(), ["sky", "road", "car"], opacity=0.0))

@@ -16,6 +16,8 @@ Colour: TypeAlias = "tuple[int, int, int]"
 """Red, green and blue from 0 to 255."""
 LEGIBLE = 448
 """Shorter side in pixels of a picture that words are written on, about: smaller images are enlarged."""
+BACKGROUND = ("background", "void", "unlabeled", "unlabelled")
+"""Names of classes that label maps leave as they are."""
 TINT = 0.3
 """Opacity of masks."""
 
@@ -109,7 +111,7 @@ def labels(
 ) -> Image.Image:
     """Draw a label map over its image, with a legend of the classes that occur, largest area first.
 
-    Regions are tinted, and their borders have the full colour of their class.
+    Regions are tinted, and their borders have the full colour of their class; a class called background stays as it is.
 
     Args:
         image: (3, H, W), RGB from 0 to 1.
@@ -124,7 +126,9 @@ def labels(
     known = (label_map >= 0) & (label_map < len(classes))
     pixels = _enlarged(_pixels(image), times).astype(np.float32)
     painted = colours[np.where(known, label_map, 0)]
-    share = np.where(_borders(label_map, _line(label_map.shape)), max(opacity, min(2 * opacity, 1.0)), opacity) * known
+    plain = [i for i, name in enumerate(classes) if name.lower() in BACKGROUND]
+    share = np.where(_borders(label_map, _line(label_map.shape)), max(opacity, min(2 * opacity, 1.0)), opacity)
+    share = share * (known & ~np.isin(label_map, plain))
     pixels += share[..., None] * (painted - pixels)
     drawn = Image.fromarray(pixels.round().astype(np.uint8))
     if not names:
@@ -141,7 +145,8 @@ def labels(
     draw = ImageDraw.Draw(picture)
     for row, (i, text) in enumerate(zip(shown, words, strict=True)):
         top = step // 2 + row * step
-        draw.rectangle([width + step // 2, top, width + step // 2 + side, top + side], fill=_rgb(colours[i]))
+        fill = None if i in plain else _rgb(colours[i])
+        draw.rectangle([width + step // 2, top, width + step // 2 + side, top + side], fill, fill or "gray")
         draw.text((width + step // 2 + 1.4 * side, top - 1), text, fill="black", font=font)
     return picture
 
