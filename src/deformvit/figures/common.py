@@ -99,7 +99,7 @@ def extent_of(points: Sequence[Tensor], hw: tuple[int, int]) -> Extent:
     sides = torch.tensor(hw, dtype=torch.float32)
     before, after = (-places).amax(0) / sides, (places - sides).amax(0) / sides
     room = [
-        side * min(max(far + 0.03, 0.0), 0.33)
+        side * min(max(far + 0.045, 0.0), 0.33)
         for far, side in zip([*before.tolist(), *after.tolist()], [*hw, *hw], strict=True)
     ]
     return Extent(hw, *room)

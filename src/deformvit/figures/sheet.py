@@ -122,7 +122,7 @@ def write(figure: Figure, text: str, x: float, y: float, room: float, size: floa
 def inches(text: str, size: float, weight: str = "normal") -> float:
     """Width of a line of text in the default font, at most: at few dots per inch letters are rounded up to pixels."""
     font = FontProperties(size=size, weight=weight)
-    return 1.06 * float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+    return 1.1 * float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def arrange(sizes: Sequence[int], aspect: float, most: int = 8) -> list[int]:

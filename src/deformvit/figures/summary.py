@@ -66,6 +66,7 @@ def summary(
     asked = _of_a_query(chosen)
     lower, below, notes = _attention(picture, asked, trace, other, other_name, point, index, hw)
     wide = checked_width(width) or WIDTH
+    notes = [line for note in notes for line in wrapped(note, wide - 2 * GAP, 7.5)]
     told = 0.14 * wide
     seen = common.Extent(hw)
     # The photo is as tall as both rows: side * (above + below) + second + GAP = seen * photo, and side by side
