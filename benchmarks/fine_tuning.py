@@ -1,6 +1,6 @@
 """`deformvit train folder` without options, beside the loop that a user of timm would write: accuracy on small sets.
 
-python benchmarks/fine_tuning.py DATA [--seeds 5] [--sets cifar50 three tin100] [--work FOLDER]
+python benchmarks/fine_tuning.py DATA [--sets cifar50 three tin100] [--seeds 0 1 2 3 4] [--img-size 32]
 
 DATA holds cifar10/{train,test}.parquet and tin50/{train,val}.parquet. Photos of three sets are written as folders:
 
@@ -94,26 +94,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--work", type=Path, default=Path("runs/fine-tuning"))
     options = parser.parse_args()
     print(f"deformvit {deformvit.__version__}, torch {torch.__version__}, timm {timm.__version__}")
     for name in options.sets:
         root = write(options.data, name, options.work)
-        size = 64 if name == "tin100" else 32
+        size = options.img_size
         methods: dict[str, Callable[[int], float]] = {
             f"plain loop, {epochs} epochs": partial(plain, root, size, epochs) for epochs in (1, 3, 10)
         }
         methods["train folder"] = partial(ours, root, size, options.work / "runs")
         for method, run in methods.items():
             began = time.perf_counter()
-            found = [run(seed) for seed in range(options.seeds)]
-            seconds = (time.perf_counter() - began) / options.seeds
+            found = [run(seed) for seed in options.seeds]
+            seconds = (time.perf_counter() - began) / len(found)
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             each = " ".join(f"{value:.1f}" for value in found)
-            print(
-                f"{name:8} {method:22} {statistics.mean(found):.1f} +- {spread:.1f} % ({each}), {seconds:.0f} s a run"
-            )
+            line = f"{name:8} {size} px {method:22} {statistics.mean(found):.1f} +- {spread:.1f} % ({each})"
+            print(f"{line}, {seconds:.0f} s a run", flush=True)
 
 
 if __name__ == "__main__":
