@@ -159,3 +159,15 @@ def test_train_folder_needs_no_further_option(tmp_path, capsys, monkeypatch):
     assert result.names[0] == "dark"
     config = json.loads((tmp_path / "runs/folder/config.json").read_text())
     assert (config["run"]["epochs"], config["data"]["batch_size"], config["model"]["name"]) == (30, 14, "dat_nano")
+
+
+def test_the_rate_that_is_reported_is_that_of_the_classifier_not_the_smallest(tmp_path):
+    from deformvit.engine.optim import build_optimizer, current_rate
+
+    config = folder(photos(tmp_path / "photos", ["a", "b"]))
+    optimizer = build_optimizer(Classification(config).build_model(), config)
+    rates = [group["lr"] * group["lr_scale"] for group in optimizer.param_groups]
+    assert min(rates) < 1e-4
+    for group in optimizer.param_groups:  # as the schedule sets them
+        group["lr"] *= group["lr_scale"]
+    assert current_rate(optimizer) == pytest.approx(1e-3)

@@ -21,7 +21,7 @@ from deformvit.engine.checkpoint import CheckpointError, Checkpoints
 from deformvit.engine.faults import NonFiniteLoss, Stopped, StopSignal, any_process, describe_nonfinite
 from deformvit.engine.loader import Loader, sharing, steps_per_epoch
 from deformvit.engine.log import LossSums, MetricsLog
-from deformvit.engine.optim import build_optimizer, build_schedule, total_steps
+from deformvit.engine.optim import build_optimizer, build_schedule, current_rate, total_steps
 from deformvit.engine.record import Origin, read_record, refuse_changes, write_record
 from deformvit.engine.replica import Replica, clip_gradients, fill_state
 from deformvit.engine.report import Rows, describe_run, resume_command, show
@@ -160,7 +160,7 @@ class _Run:
                 due = self.main and time.perf_counter() - saved > 60 * config.run.save_minutes > 0
                 stopping, saving = self._step(batches, stop.received, due)
                 if progress.update():  # the only time that losses are read within an epoch
-                    rate = self.optimizer.param_groups[0]["lr"]
+                    rate = current_rate(self.optimizer)
                     loss = self.sums.read().get("train_loss", math.nan) / max(self.sums.steps, 1)
                     progress.show(loss=f"{loss:.3f}", lr=f"{rate:.2e}")
                 if (stopping or saving) and self.step < last:
@@ -172,7 +172,7 @@ class _Run:
         sums, steps = self.sums.total()  # waits for the device, so that the time is that of all steps
         trained = time.perf_counter() - began
         self.metrics = {name: value / steps for name, value in sums.items()}
-        self.metrics |= {"lr": self.optimizer.param_groups[0]["lr"], **loader.throughput(trained)}
+        self.metrics |= {"lr": current_rate(self.optimizer), **loader.throughput(trained)}
         self.sums = LossSums(self.device)
         for line in loader.take_dropped() if self.main else ():
             print(f"deformvit: left out in epoch {epoch + 1}: {line}", file=sys.stderr)
@@ -297,5 +297,5 @@ class _Run:
         if total == self.total or self.step >= self.total:
             return ""
         self.schedule.step_update(self.step)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = current_rate(self.optimizer)
         return f", {total:,} till now; its rate goes on as in a run of {self.total:,}, from {rate:.3g}"

@@ -27,6 +27,11 @@ def build_optimizer(model: nn.Module, config: BaseConfig) -> torch.optim.Optimiz
     )  # fmt: skip
 
 
+def current_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the step that comes, without the factors of layer-wise decay."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
 def total_steps(config: BaseConfig, steps_per_epoch: int) -> int:
     """Optimiser steps of the whole run."""
     return config.run.steps or config.run.epochs * steps_per_epoch
