@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from deformvit.errors import UserError
 from deformvit.storage import write_atomically
 
 
@@ -79,3 +80,9 @@ def test_several_processes_may_write_at_once(tmp_path):
     write_atomically(path, outer, several=True)
     assert path.read_text() == "outer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_no_file_can_be_made_the_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/table\.md cannot be written: (File exists|Not a directory)"):
+        write_atomically(tmp_path / "file" / "table.md", lambda temporary: temporary.write_text("text"))

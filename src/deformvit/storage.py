@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from deformvit.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], several: bool = False) -> None:
@@ -31,16 +34,24 @@ def atomically(path: Path, several: bool = False) -> Iterator[Path]:
     Args:
         path: the file; its folder is created where it is missing.
         several: several processes may write the file at once; the last one's stays.
+
+    Raises:
+        UserError: no file can be made there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without several always the same name, so that what a killed process left is replaced.
     mark = f".{uuid.uuid4().hex}" if several else ""
     temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         # The kernel applies the umask and the folder's default permissions. Python can read the umask only by setting
         # it, for all threads of the process.
         created = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    try:
         try:
             mode = stat.S_IMODE(os.fstat(created).st_mode)
         finally:

@@ -132,10 +132,7 @@ def opened(
     with contextlib.ExitStack() as files:
         streams: list[IO[str] | None] = []
         for path in (json_path, csv_path):
-            try:
-                streams.append(None if path is None else files.enter_context(_open(path)))
-            except OSError as error:
-                raise UserError(f"{path} cannot be written: {error.strerror}") from error
+            streams.append(None if path is None else files.enter_context(_open(path)))
         records = Records(predictor, paths, top, *streams)
         yield records
         records.close()
