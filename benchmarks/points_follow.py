@@ -20,13 +20,13 @@ from deformvit.ops import grid
 
 def main(model_file: str) -> None:
     predictor = load(model_file, device="cpu")
-    images = open_split("sample", "val", predictor.view)
+    images = open_split("sample", "val")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:500].tolist()
-    batch = torch.stack([images[i][0] for i in order])
+    batch = torch.stack([predictor.view(images[i][0]) for i in order])
     hw = batch.shape[-2], batch.shape[-1]
     garment = (batch.mean(1, keepdim=True) > 0.1).float()
     with torch.inference_mode(), record(predictor.model) as trace:
-        predictor.model(predictor.normalise(batch))
+        predictor.model(torch.stack([predictor.transform(images[i][0]) for i in order]))
 
     def share(pixels: torch.Tensor) -> float:  # (B, points, 2) -> percent on the garment, outside counted as off it
         positions = (pixels - 0.5) / (hw[0] - 1) * 2 - 1

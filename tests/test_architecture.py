@@ -12,7 +12,7 @@ ROOT = Path(deformvit.__file__).parent
 LEAVES = {"devices", "distributed", "errors", "plain", "progress", "runs", "sizes", "storage"}
 MAY_IMPORT = {
     "errors": set(),
-    "storage": set(),
+    "storage": {"errors"},
     "distributed": set(),
     "sizes": set(),
     "devices": {"errors"},
