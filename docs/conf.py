@@ -19,6 +19,7 @@ release = version = deformvit.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "gallery"]
 exclude_patterns = ["_build"]
+highlight_language = "text"  # of blocks that name none: commands and formulas
 html_theme = "furo"
 html_title = "deformvit"
 html_show_sphinx = False
