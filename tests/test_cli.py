@@ -424,9 +424,9 @@ def test_errors_are_one_line(capsys, args, message, tmp_path, monkeypatch):
 
 def test_bad_value_of_an_option_is_named(capsys):
     with pytest.raises(SystemExit) as stop:
-        deformvit("train", "demo", "--run.epochs", "0")
+        deformvit("train", "demo", "--run.keep", "0")
     assert stop.value.code == 2
-    assert "run.epochs must be positive, got 0" in capsys.readouterr().err
+    assert "run.keep must be positive, got 0" in capsys.readouterr().err
 
 
 def test_eval_on_other_classes_is_told(trained, tmp_path, capsys):
