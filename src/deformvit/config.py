@@ -194,7 +194,7 @@ class BaseConfig:
                 raise UserError(f"{name} must be positive, got {value}")
         not_negative = {
             "data.workers": self.data.workers, "data.max_unreadable": self.data.max_unreadable,
-            "run.steps": self.run.steps, "run.save_minutes": self.run.save_minutes,
+            "run.epochs": self.run.epochs, "run.steps": self.run.steps, "run.save_minutes": self.run.save_minutes,
         }  # fmt: skip
         for name, value in not_negative.items():
             if value < 0:
@@ -216,7 +216,7 @@ class BaseConfig:
 
     def _positive(self) -> dict[str, float]:
         return {
-            "data.batch_size": self.data.batch_size, "run.epochs": self.run.epochs,
+            "data.batch_size": self.data.batch_size,
             "run.eval_every": self.run.eval_every, "run.accumulate": self.run.accumulate, "run.keep": self.run.keep,
             "optim.lr": self.optim.lr,
         }  # fmt: skip
@@ -233,14 +233,11 @@ class ClassificationConfig(BaseConfig):
         super().__post_init__()
         if not 0 <= self.data.crop_pct <= 1:
             raise UserError(f"data.crop_pct must be from 0 to 1, got {self.data.crop_pct}")
-        for name, value in {"data.img_size": self.data.img_size, "run.epochs": self.run.epochs}.items():  # 0: open
-            if value < 0:
-                raise UserError(f"{name} must not be negative, got {value}")
+        if self.data.img_size < 0:
+            raise UserError(f"data.img_size must not be negative, got {self.data.img_size}")
 
     def _positive(self) -> dict[str, float]:
-        values = super()._positive() | {"data.eval_batch_size": self.data.eval_batch_size}
-        del values["run.epochs"]
-        return values
+        return super()._positive() | {"data.eval_batch_size": self.data.eval_batch_size}
 
 
 @dataclass
@@ -353,21 +350,17 @@ class DetectionConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        data, run = self.data, self.run
-        open_values = {"data.max_size": data.max_size, "data.eval_size": data.eval_size, "run.epochs": run.epochs}
-        for name, value in open_values.items():
+        for name, value in {"data.max_size": self.data.max_size, "data.eval_size": self.data.eval_size}.items():
             if value < 0:
                 raise UserError(f"{name} must not be negative, got {value}")
 
     def _positive(self) -> dict[str, float]:
         data, head = self.data, self.head
-        values = super()._positive() | {
+        return super()._positive() | {
             "data.min_size": min(data.min_size, default=1), "head.channels": head.channels, "head.rois": head.rois,
             "head.detections": head.detections, "head.proposals": head.proposals, "head.rpn_rois": head.rpn_rois,
             **({"data.crop_size": data.crop_size} if data.crop == "square" else {}),
         }  # fmt: skip
-        del values["run.epochs"]  # 0 leaves it open
-        return values
 
 
 @dataclass
@@ -399,14 +392,8 @@ class SegmentationConfig(BaseConfig):
             raise UserError(f"data.cat_max_ratio must be above 0 and at most 1, got {self.data.cat_max_ratio}")
         if min(self.data.scale) < 0 or (0 in self.data.scale and any(self.data.scale)):
             raise UserError(f"data.scale must be two positive lengths, or 0 0 to choose, got {self.data.scale}")
-        for name, value in {"data.crop_size": self.data.crop_size, "run.epochs": self.run.epochs}.items():
-            if value < 0:
-                raise UserError(f"{name} must not be negative, got {value}")
-
-    def _positive(self) -> dict[str, float]:
-        values = super()._positive()
-        del values["run.epochs"]  # 0 leaves it open
-        return values
+        if self.data.crop_size < 0:
+            raise UserError(f"data.crop_size must not be negative, got {self.data.crop_size}")
 
 
 def options(config: BaseConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import deformvit
 from deformvit import recipes
-from deformvit.config import ClassificationConfig, OptimConfig, RunConfig
+from deformvit.config import ClassificationConfig
 from deformvit.errors import UserError
 from deformvit.models.descriptions import ClassifierDescription
 from deformvit.models.released.files import load_checkpoint
@@ -72,6 +72,10 @@ def test_a_name_chooses_another_model_and_weights_of_another_are_refused(tmp_pat
     config = folder(root, checkpoint="none")
     Classification(config)
     assert (config.model.name, config.run.epochs, config.optim.layer_decay) == ("dat_nano", 150, 0)
+    config = folder(root, checkpoint="none")
+    config.run.epochs = 3  # chosen or not, without weights there are no layers to spare
+    Classification(config)
+    assert (config.run.epochs, config.optim.layer_decay) == (3, 0)
 
 
 def test_weights_of_a_file_without_a_description_need_a_name(tmp_path):
@@ -122,20 +126,6 @@ def test_numbered_classes_of_a_converted_file_are_not_names(tmp_path):
     assert fine_tuning.classifier_rows(["1", "0"], ["0", "1"]) is None
     assert fine_tuning.classifier_rows(["b", "a"], ["a", "b", "c"]) == [1, 0]
     assert fine_tuning.classifier_rows(["b", "d"], ["a", "b", "c"]) is None
-
-
-@pytest.mark.parametrize(("images", "epochs", "batch"), [(12, 30, 12), (300, 30, 32), (3000, 20, 32), (10**6, 5, 32)])
-def test_few_images_are_seen_more_often(images, epochs, batch):
-    config = recipes.ALL["folder"]()
-    assert isinstance(config, ClassificationConfig)
-    fine_tuning.fill_in_length(config, images)
-    assert (config.run.epochs, config.data.batch_size) == (epochs, batch)
-
-
-def test_what_is_set_is_not_changed():
-    config = ClassificationConfig(run=RunConfig(epochs=7), optim=OptimConfig(layer_decay=0.9))
-    fine_tuning.fill_in_length(config, 50)
-    assert (config.run.epochs, config.data.batch_size, config.optim.layer_decay) == (7, 128, 0.9)
 
 
 def test_other_channels_than_rgb_are_refused_in_a_line(tmp_path, capsys):

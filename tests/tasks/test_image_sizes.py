@@ -13,7 +13,7 @@ from deformvit.config import DetectionConfig, DetectionDataConfig, SegmentationC
 from deformvit.models.descriptions import DetectorDescription
 from deformvit.systems import build_detector, build_segmenter
 from deformvit.tasks.detection import Detection
-from deformvit.tasks.image_sizes import fill_in_detection, fill_in_length, fill_in_segmentation
+from deformvit.tasks.image_sizes import fill_in_detection, fill_in_segmentation
 from deformvit.tasks.segmentation import Segmentation
 
 
@@ -83,18 +83,6 @@ def test_segmentation_follows_the_images(size, given, expected):
     config = SegmentationConfig(data=SegmentationDataConfig(**given))
     fill_in_segmentation(config, [size] * 3, None)
     assert (config.data.scale, config.data.crop_size) == expected
-
-
-def test_few_images_are_seen_often_and_many_seldom():
-    config = recipes.ALL["detect"]()
-    fill_in_length(config, 3)
-    assert (config.run.epochs, config.data.batch_size) == (60, 3)
-    config = recipes.ALL["detect"]()
-    fill_in_length(config, 100_000)
-    assert (config.run.epochs, config.data.batch_size) == (8, 4)
-    config = recipes.ALL["mask-rcnn-dat-tiny-1x"]()
-    fill_in_length(config, 3)
-    assert (config.run.epochs, config.data.batch_size) == (12, 16)
 
 
 def test_a_run_knows_its_sizes(shapes, labelled):

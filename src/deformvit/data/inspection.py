@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,8 @@ from deformvit.data.label_check import LabelCounts
 from deformvit.data.layouts import Layout
 from deformvit.data.segmentation import SegmentationImages, open_segmentation
 from deformvit.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -89,14 +91,22 @@ def inspect(root: str, split: Literal["train", "val"], layout: Layout, options: 
     return _inspect_classes(root, split, options)
 
 
-def _indices(report: Report, options: Options, split: str) -> Iterator[tuple[int, bool]]:
-    """Indices of the images to look at, and whether to show each."""
+def _readable(report: Report, options: Options, split: str, read: Callable[[int], T]) -> Iterator[tuple[int, T, bool]]:
+    """The images to look at that can be read: index, what ``read`` returns, and whether to show it.
+
+    The others are reported as broken.
+    """
     chosen = spread(report.images, options.limit or report.images)
     report.looked_at = len(chosen)
     shown = {chosen[i] for i in spread(len(chosen), options.examples)}
     silent = not options.progress
     for index in tqdm(chosen, desc=split, unit="image", leave=False, disable=silent, dynamic_ncols=True):
-        yield index, index in shown
+        try:
+            item = read(index)
+        except DataError as error:
+            report.broken.append(str(error))
+            continue
+        yield index, item, index in shown
 
 
 def _inspect_classes(root: str, split: str, options: Options) -> Report:
@@ -105,12 +115,7 @@ def _inspect_classes(root: str, split: str, options: Options) -> Report:
     report, counts = Report(len(data)), Counter[str]()
     if split == "val" and isinstance(data, FolderImages) and data.notice:
         report.remarks.append(data.notice)
-    for index, shown in _indices(report, options, split):
-        try:
-            image, label = data[index]
-        except DataError as error:
-            report.broken.append(str(error))
-            continue
+    for index, (image, label), shown in _readable(report, options, split, data.__getitem__):
         report.sizes.append((image.height, image.width))
         counts[data.classes[label]] += 1
         if shown:
@@ -137,12 +142,7 @@ def _inspect_coco(root: str, split: str, options: Options) -> Report:
     problems = data.problems
     report.broken += problems
     report.remarks += [line for line in data.warnings if line not in problems]
-    for index, shown in _indices(report, options, split):
-        try:
-            image, target = data[index]
-        except DataError as error:
-            report.broken.append(str(error))
-            continue
+    for index, (image, target), shown in _readable(report, options, split, data.__getitem__):
         report.sizes.append((image.shape[1], image.shape[2]))
         report.objects.append(len(target["labels"]))
         counts.update(data.classes[label] for label in target["labels"].tolist())
@@ -159,13 +159,13 @@ def _inspect_label_maps(root: str, split: Literal["train", "val"], options: Opti
         root, split, ignore_label=options.ignore_label, reduce_zero_label=options.reduce_zero_label
     )
     report, counts = Report(len(data), unit="pixels"), LabelCounts(data)
-    for index, shown in _indices(report, options, split):
+
+    def read(index: int) -> tuple[Image.Image, np.ndarray[Any, Any]]:
         path, annotation = data.files[index]
-        try:
-            image, values = decode(path, str(path)), read_annotation(annotation)
-        except DataError as error:
-            report.broken.append(str(error))
-            continue
+        return decode(path, str(path)), read_annotation(annotation)
+
+    for index, (image, values), shown in _readable(report, options, split, read):
+        path, annotation = data.files[index]
         report.sizes.append((image.height, image.width))
         counts.add(annotation, values)
         if values.shape != (image.height, image.width):

@@ -28,6 +28,7 @@ from deformvit.models.released import weights as released_weights
 from deformvit.progress import track
 from deformvit.storage import write_atomically
 from deformvit.tasks import describe, fine_tuning
+from deformvit.tasks.length import fill_in_length
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -77,7 +78,7 @@ class Classification:
         self.classes: list[str] = self.train_set.classes
         self.evaluated: tuple[dict[str, float], Confusion] | None = None
         """Metrics and confusion matrix of the last evaluation."""
-        fine_tuning.fill_in_length(config, len(self.train_set))
+        fill_in_length(config, len(self.train_set))
         self.validation = EvalLoader(
             self.val_set, default_collate, data.eval_batch_size, data.workers, data.max_unreadable
         )

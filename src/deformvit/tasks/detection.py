@@ -19,6 +19,7 @@ from deformvit.progress import track
 from deformvit.systems import Detector, build_detector, describe_detector, taken_weights
 from deformvit.tasks import describe, image_sizes
 from deformvit.tasks.classification import parse_args
+from deformvit.tasks.length import fill_in_length
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -36,7 +37,7 @@ class Detection:
         data = config.data
         self.train_set = coco.open_coco(data.root, "train", masks=self.masks)
         image_sizes.fill_in_detection(config, self.train_set.sizes(), self.train_set.sides(), described)
-        image_sizes.fill_in_length(config, len(self.train_set))
+        fill_in_length(config, len(self.train_set))
         self.train_set.transform = transforms.train_transform(data)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data.root, self.masks, self.classes)

@@ -1,24 +1,17 @@
-"""What a run of a classifier takes from the weights that it starts from, and from the number of its images."""
+"""What a run of a classifier takes from the weights that it starts from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from deformvit import distributed
 from deformvit.config import ClassificationConfig
 from deformvit.errors import UserError
 from deformvit.models import files
 from deformvit.models.descriptions import ClassifierDescription, Description
 from deformvit.models.files import PYTORCH_SUFFIXES
 from deformvit.models.released import files as released_files
-
-FINE_TUNED_IMAGES, SHORTEST, LONGEST = 60_000, 5, 30
-"""Fine-tuning sees about so many images in all, in at least and at most so many epochs (docs/results.md)."""
-FROM_SCRATCH = 5
-"""Training from scratch takes this times as many epochs."""
 
 
 def described(checkpoint: str) -> Description | None:
@@ -49,26 +42,6 @@ def fill_in_model(config: ClassificationConfig, description: Description | None)
     model.name = description.name
     known = {name: repr(value) for name, value in description.args.items() if name != "img_size"}
     model.args = known | model.args
-
-
-def fill_in_length(config: ClassificationConfig, images: int) -> None:
-    """Set the number of epochs where it is 0, that is left open.
-
-    Few images are seen often, many seldom: fine-tuning has learnt what it can after about as many images in all. A
-    batch that would hold more than all of them is made smaller. From scratch, all layers learn at one rate.
-
-    Args:
-        config: of the run; changed in place.
-        images: number of training images.
-    """
-    if config.run.epochs > 0:
-        return
-    share = distributed.size() * config.run.accumulate
-    config.data.batch_size = max(min(config.data.batch_size, images // share * share), share)
-    config.run.epochs = min(max(math.ceil(FINE_TUNED_IMAGES / max(images, 1)), SHORTEST), LONGEST)
-    if not config.model.checkpoint:
-        config.run.epochs *= FROM_SCRATCH
-        config.optim.layer_decay = 0.0
 
 
 def classifier_rows(classes: Sequence[str], known: Sequence[str]) -> list[int] | None:

@@ -1,8 +1,7 @@
-"""Sizes and length of a detection or segmentation run where its configuration leaves them open: from its images."""
+"""Sizes of a detection or segmentation run where its configuration leaves them open: from its images."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -19,8 +18,6 @@ MOST_TIMES = 2.0
 """Images are enlarged at most by this: more adds computation and no detail."""
 SMALL = 32
 """Objects of this side have what the finest level of a pyramid is made for; COCO calls what is below small."""
-TRAINED_IMAGES, FEWEST, MOST = 5_000, 8, 60
-"""A run whose epochs are left open sees about so many images in all, in at least and at most so many epochs."""
 
 Size = tuple[int, int]
 
@@ -71,19 +68,3 @@ def fill_in_segmentation(config: SegmentationConfig, sizes: Sequence[Size], desc
         side = round(min(max(shorter, min(LEAST, MOST_TIMES * shorter)), data.crop_size or SEGMENTED))
         data.scale = (side, 4 * side)  # as published: 512 and 2048
     data.crop_size = data.crop_size or min(data.scale)
-
-
-def fill_in_length(config: DetectionConfig | SegmentationConfig, images: int) -> None:
-    """Set epochs, and epochs between evaluations, where ``run.epochs`` is 0; fewer images than a batch are a batch.
-
-    Args:
-        config: of the run; changed in place.
-        images: number of training images.
-    """
-    run = config.run
-    if run.epochs:
-        return
-    config.data.batch_size = max(min(config.data.batch_size, images), 1)
-    run.epochs = min(max(math.ceil(TRAINED_IMAGES / max(images, 1)), FEWEST), MOST)
-    if run.eval_every == 1:
-        run.eval_every = max(run.epochs // 8, 1)

@@ -18,8 +18,8 @@ def fill_in(config: BaseConfig) -> Description | None:
     Returns:
         What the checkpoint says of itself.
     """
-    if config.model.checkpoint == "none":
-        config.model.checkpoint = ""
+    if config.model.checkpoint == "none":  # nor are there layers to be spared
+        config.model.checkpoint, config.optim.layer_decay = "", 0.0
     data, described = config.data, fine_tuning.described(config.model.checkpoint)
     data.mean = data.mean or (described.mean if described else IMAGENET_MEAN)
     data.std = data.std or (described.std if described else IMAGENET_STD)

@@ -22,6 +22,7 @@ from deformvit.progress import track
 from deformvit.systems import Segmenter, build_segmenter, describe_segmenter, taken_weights
 from deformvit.tasks import describe, image_sizes
 from deformvit.tasks.classification import parse_args
+from deformvit.tasks.length import fill_in_length
 from deformvit.tasks.loading import EvalLoader
 from deformvit.tasks.preprocessing import fill_in
 
@@ -41,7 +42,7 @@ class Segmentation:
             data.root, "train", ignore_label=data.ignore_label, reduce_zero_label=data.reduce_zero_label
         )
         image_sizes.fill_in_segmentation(config, self.train_set.sizes(), described)
-        image_sizes.fill_in_length(config, len(self.train_set))
+        fill_in_length(config, len(self.train_set))
         self.train_set.transform = transforms.train_transform(data)
         self.classes: list[str] = self.train_set.classes
         self.val_set = open_evaluation(data, self.classes)
