@@ -257,3 +257,14 @@ def test_automatic_augmentation_changes_images_and_keeps_their_range():
         assert ((out >= low - 1e-5) & (out <= high + 1e-5)).all()
         different += not torch.allclose(out, plain)
     assert different > 10  # each of two operations is left out half of the time
+
+
+@pytest.mark.parametrize(("resize", "whole"), [("shorter", False), ("square", True)])
+def test_a_padded_crop_keeps_the_aspect_ratio_as_evaluation_does(resize, whole):
+    ramp = np.tile(np.linspace(0, 255, 300, dtype=np.uint8)[None, :, None], (100, 1, 3))
+    data = DataConfig(img_size=32, resize=resize, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    torch.manual_seed(0)
+    crop = train_transform(data, replace(PLAIN, crop="padded"))(Image.fromarray(ramp))
+    assert crop.shape == (3, 32, 32)
+    seen = float(crop.max() - crop.min())  # of the image's width
+    assert seen > 0.8 if whole else seen < 0.4

@@ -131,7 +131,19 @@ def test_numbered_classes_of_a_converted_file_are_not_names(tmp_path):
 def test_other_channels_than_rgb_are_refused_in_a_line(tmp_path, capsys):
     root = photos(tmp_path / "photos", ["a", "b"])
     with pytest.raises(SystemExit):
-        main(["train", "folder", "--data.root", str(root), "--model.args", "in_chans", "1"])
+        main(
+            [
+                "train",
+                "folder",
+                "--data.root",
+                str(root),
+                "--run.output",
+                str(tmp_path / "run"),
+                "--model.args",
+                "in_chans",
+                "1",
+            ]
+        )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "in_chans" in line]
     assert line == (
         "deformvit: model.args in_chans must be 3, got 1: images are read as RGB, grey ones with three equal channels"
